@@ -1,0 +1,1 @@
+"""The embedded model: its clips, its parts and the recipe it is trained by."""
