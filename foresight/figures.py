@@ -1,0 +1,135 @@
+"""Figures of a comparison, drawn so that one SVG reads well on a light and on a dark page."""
+
+import io
+import re
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+from foresight.curves import learned_method, speed_quality_curve
+from foresight.plan import ACTION_NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+METRIC_LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "vmaf": "VMAF"}
+INK, FAINT = "#1f2328", "#c9d1d9"
+# Okabe and Ito's colours, told apart by people with any common kind of colour blindness; each
+# method has its own marker too. Custom properties of the page replace them one by one.
+LEARNED_COLOUR, LEARNED_MARKER = "#0072b2", "o"
+COLOURS = {
+    "foresight": ("#d55e00", "s"),
+    "static": ("#009e73", "^"),
+    "fewer-steps": ("#cc79a7", "D"),
+    "random": ("#8c8c8c", "X"),
+    "pab": ("#e69f00", "v"),
+}
+OTHER_COLOURS = (("#56b4e9", "P"), ("#b8a400", "<"), ("#7a5195", ">"), ("#5c4033", "p"))
+ACTION_COLOURS = ("#0b4f7d", "#dbe4ea", "#f0a13a")  # compute, reuse, forecast
+GLYPHS = dict(zip("os^DXvP<>p", "●■▲◆✖▼✚◀▶⬟", strict=True))
+
+
+def method_styles(results: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every method of a comparison; the learned one first."""
+    learned = learned_method(results)
+    methods = sorted(dict.fromkeys(results["method"]), key=lambda name: name != learned)
+    others = iter(OTHER_COLOURS * len(methods))
+    styles = {}
+    for name in methods:
+        if name == learned:
+            styles[name] = (LEARNED_COLOUR, LEARNED_MARKER)
+        else:
+            styles[name] = COLOURS[name] if name in COLOURS else next(others)
+    return styles
+
+
+def speed_quality_figure(results: pd.DataFrame, metric: str) -> Figure:
+    """One line per method: its envelope, and every setting as a faint marker.
+
+    Args:
+        results: Rows of a comparison.
+        metric: `psnr`, `ssim` or `vmaf`.
+    """
+    figure = Figure(figsize=(3.7, 3.3), layout="constrained")
+    axes = figure.subplots()
+    learned = learned_method(results)
+    for method, (colour, marker) in reversed(method_styles(results).items()):
+        curve = speed_quality_curve(results, method, metric)
+        best = curve[curve["on_envelope"]]
+        size = 6.5 if method == learned else 5
+        style = {"color": colour, "marker": marker, "markeredgewidth": 0}
+        axes.plot(curve["speedup"], curve[metric], ls="", ms=size - 1, alpha=0.35, **style)
+        width = 2.6 if method == learned else 1.5
+        axes.plot(best["speedup"], best[metric], lw=width, ms=size, **style)
+    axes.set_title(METRIC_LABELS[metric], loc="left", fontsize=12, fontweight="bold", color=INK)
+    axes.set_xlabel("measured speed-up of denoising", color=INK)
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.xaxis.set_major_locator(MultipleLocator(0.5))
+    _plain(axes)
+    axes.grid(color=FAINT, lw=0.6)
+    return figure
+
+
+def plan_figure(actions: np.ndarray, title: str = "") -> Figure:
+    """What was done at every step and block.
+
+    Args:
+        actions: Uint8 (S, N), of `plan.COMPUTE`, `REUSE`, `FORECAST`.
+        title: Above the table.
+    """
+    steps, blocks = actions.shape
+    figure = Figure(figsize=(6.2, 0.9 + 0.14 * max(blocks, 10)), layout="constrained")
+    axes = figure.subplots()
+    edges = (np.arange(steps + 1) - 0.5, np.arange(blocks + 1) - 0.5)
+    colours = ListedColormap(ACTION_COLOURS)
+    axes.pcolormesh(
+        *edges, actions.T, cmap=colours, vmin=0, vmax=len(ACTION_NAMES) - 1,
+        edgecolors=FAINT, linewidth=0.4,
+    )  # fmt: skip
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel("denoising step, from noise to video", color=INK)
+    axes.set_ylabel("block", color=INK)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.invert_yaxis()
+    _plain(axes)
+    return figure
+
+
+def to_svg(figure: Figure, salt: str) -> str:
+    """The figure as an `<svg>` to put into a page, with the page's fonts and colours.
+
+    Args:
+        figure: Drawn with this module's colours, each of which becomes a custom property of the
+            page (`--ink`, `--faint`, `--c-0072b2`, ...) with the colour itself as fallback.
+        salt: Differs between the figures of one page, so that their ids do.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg, count=1)
+    svg = re.sub(r"font(-family)?: ([^;\"]*?)'[^;\"]*", _page_font, svg)
+    svg = svg.replace(INK, f"var(--ink, {INK})").replace(FAINT, f"var(--faint, {FAINT})")
+    svg = re.sub(r"#([0-9a-f]{6})(?=[;\"])", r"var(--c-\1, #\1)", svg)
+    return re.sub(r"\s+", " ", svg)
+
+
+def _page_font(match: re.Match) -> str:
+    """A style's font with the page's family in place of matplotlib's."""
+    return f"font: {match[2]}var(--font)" if match[1] is None else "font-family: var(--font)"
+
+
+def _plain(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.set_axisbelow(True)

@@ -1,0 +1,169 @@
+"""Loading pipelines, and running one generation through the runtime."""
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from foresight.config import GenerationConfig, UserError
+from foresight.policies.base import Policy
+from foresight.policies.fixed import NonePolicy
+from foresight.record import Report
+from foresight.session import Session, Tap
+
+
+def load_pipeline(
+    model: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None
+) -> DiffusionPipeline:
+    """Load a diffusers pipeline: onto the GPU in bf16 if there is one, else the CPU in fp32.
+
+    Raises:
+        UserError: If `model` is no pipeline.
+    """
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = dtype or (torch.bfloat16 if target.startswith("cuda") else torch.float32)
+    try:
+        with _no_progress_bars():
+            pipe = DiffusionPipeline.from_pretrained(
+                str(model), dtype=kind, low_cpu_mem_usage=False
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--model {model} is not a diffusers pipeline folder or hub id: {reason}"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    pipe.foresight_id = str(model)
+    return pipe.to(target)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep the loaders' bars out of stderr, where an error that follows is one line."""
+    libraries = [
+        library
+        for library in (diffusers_logging, transformers_logging)
+        if library.is_progress_bar_enabled()
+    ]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """One generation.
+
+    Attributes:
+        frames: uint8 (F, H, W, 3), before any video codec.
+        latents: Final latents, as the pipeline has them.
+        text_seconds, denoise_seconds, vae_seconds: Before, in and after the denoising loop.
+        wall_seconds: All of it.
+        report: Of the session.
+        prompt_embedding: (D,).
+        timesteps, sigmas: (S,).
+    """
+
+    frames: np.ndarray
+    latents: torch.Tensor
+    text_seconds: float
+    denoise_seconds: float
+    vae_seconds: float
+    wall_seconds: float
+    report: Report
+    prompt_embedding: np.ndarray
+    timesteps: np.ndarray
+    sigmas: np.ndarray
+
+
+@torch.no_grad()
+def generate(
+    pipe: Any,
+    prompt: str,
+    config: GenerationConfig,
+    *,
+    seed: int,
+    policy: Policy | None = None,
+    tap: Tap | None = None,
+) -> Generated:
+    """Generate one video under a policy (everything computed by default).
+
+    The noise comes from a CPU generator, so that a seed means the same on any device.
+    """
+    policy = policy or NonePolicy()
+    original = pipe.scheduler
+    config, pipe.scheduler = policy.reconfigure(pipe, config)
+    session = None
+    try:
+        session = Session(pipe, policy, tap=tap).enable()
+        started = time.perf_counter()
+        output = pipe(
+            prompt,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="np",
+            **call_arguments(pipe, config),
+        )
+        ended = time.perf_counter()
+        clock, generation = session.clock, session.generation
+        return Generated(
+            frames=(np.asarray(output.frames[0]) * 255).round().astype(np.uint8),
+            latents=clock.sample,
+            text_seconds=clock.started - started,
+            denoise_seconds=clock.finished - clock.started,
+            vae_seconds=ended - clock.finished,
+            wall_seconds=ended - started,
+            report=session.report(),
+            prompt_embedding=generation.prompt_embedding,
+            timesteps=generation.timesteps,
+            sigmas=generation.sigmas,
+        )
+    finally:
+        if session is not None:
+            session.disable()
+        pipe.scheduler = original
+
+
+def call_arguments(pipe: Any, config: GenerationConfig) -> dict[str, Any]:
+    """A configuration as the pipeline's own keyword arguments."""
+    arguments = dataclasses.asdict(config)
+    if "video_length" in inspect.signature(type(pipe).__call__).parameters:
+        arguments["video_length"] = arguments.pop("num_frames")
+    return arguments
+
+
+def write_video(frames: np.ndarray, path: str | Path, *, fps: int = 8, scale: int = 1) -> None:
+    """Write frames (F, H, W, 3) as H.264 mp4, enlarged `scale` times; atomically.
+
+    Raises:
+        UserError: If the folder cannot be written to.
+    """
+    import imageio.v3 as iio
+
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(suffix=".mp4", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    os.close(handle)
+    enlarged = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    iio.imwrite(
+        partial, enlarged, plugin="FFMPEG", fps=fps, codec="libx264", quality=9, macro_block_size=2
+    )
+    Path(partial).chmod(0o644)
+    Path(partial).replace(path)

@@ -1,0 +1,162 @@
+"""The plan: for every step and block, compute, reuse or forecast; known before the loop starts."""
+
+import dataclasses
+
+import numpy as np
+
+COMPUTE, REUSE, FORECAST = 0, 1, 2
+ACTION_NAMES = ("compute", "reuse", "forecast")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A table of actions and the coefficients of its forecasts.
+
+    Attributes:
+        actions: uint8 (S, N); S steps, N blocks in execution order; values COMPUTE, REUSE,
+        FORECAST.
+        coefficients: float32 (S, N); beta of `r[a] + beta * (r[a] - r[p])` where the action is
+            FORECAST and a, p are the last two computed steps of that block; 0 elsewhere.
+
+    Raises:
+        ValueError: If shapes differ, or an action needs a residual that no earlier step computed.
+    """
+
+    actions: np.ndarray
+    coefficients: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.actions.ndim != 2 or self.actions.shape != self.coefficients.shape:
+            raise ValueError(
+                f"`actions` {self.actions.shape} and `coefficients` {self.coefficients.shape} "
+                "must be the same (steps, blocks) table"
+            )
+        if self.actions.max(initial=0) > FORECAST:
+            raise ValueError(f"`actions` has values above {FORECAST}")
+        computed_before = np.cumsum(self.actions == COMPUTE, axis=0) - (self.actions == COMPUTE)
+        for action, needed in ((REUSE, 1), (FORECAST, 2)):
+            short = np.argwhere((self.actions == action) & (computed_before < needed))
+            if len(short):
+                step, block = short[0]
+                raise ValueError(
+                    f"plan: step {step}, block {block}: {ACTION_NAMES[action]} needs {needed} "
+                    f"computed step(s) before it, and has {computed_before[step, block]}"
+                )
+
+    @classmethod
+    def from_actions(cls, actions: np.ndarray) -> "Plan":
+        """A plan without forecasts."""
+        return cls(actions.astype(np.uint8), np.zeros(actions.shape, np.float32))
+
+    @classmethod
+    def whole_stack(cls, computed: np.ndarray, coefficients: np.ndarray, num_blocks: int) -> "Plan":
+        """All blocks share each decision.
+
+        Args:
+            computed: bool (S,).
+            coefficients: (S,); where not 0, a step that is not computed is forecast.
+            num_blocks: N.
+        """
+        skipped = np.where(coefficients != 0, FORECAST, REUSE)
+        actions = np.where(computed, COMPUTE, skipped).astype(np.uint8)
+        betas = np.where(computed, 0, coefficients).astype(np.float32)
+        return cls(
+            np.repeat(actions[:, None], num_blocks, axis=1),
+            np.repeat(betas[:, None], num_blocks, axis=1),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(steps, blocks)."""
+        return self.actions.shape[0], self.actions.shape[1]
+
+    def compute_fraction(self, block_seconds: np.ndarray | None = None) -> float:
+        """Share of the block cost that is executed; by default all blocks cost the same."""
+        cost = np.ones(self.shape[1]) if block_seconds is None else np.asarray(block_seconds)
+        return float(((self.actions == COMPUTE) * cost).sum() / (cost.sum() * self.shape[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """What one block does at one step, with everything decided beforehand.
+
+    `slot` is the tensor that a group of blocks shares. A computed block with an operation stores
+    its
+    residual there: the `first` of its group starts the tensor (after moving it to `previous` where
+    a later forecast needs both), the others add to it. A skipped block passes its input on; the
+    `last` of its group adds the tensor.
+    """
+
+    action: int
+    slot: int
+    first: bool
+    last: bool
+    shift: bool
+    coefficient: float
+
+
+Row = list[Operation | None]
+
+
+def compile_plan(plan: Plan, kinds: list[str]) -> list[Row]:
+    """Turn a plan into operations; None is a computed block whose residual no later step needs.
+
+    Liveness: a residual is stored only if a later step reads it. Fusion: blocks of one kind (one
+    token layout) that always act alike, with nothing computed in between when they are skipped,
+    share one slot.
+
+    Args:
+        plan: (S, N).
+        kinds: N names; only blocks of equal kind may share a tensor.
+    """
+    slots = _share_slots(plan, kinds)
+    steps, blocks = plan.shape
+    rows: list[Row] = [[None] * blocks for _ in range(steps)]
+    for slot in set(slots):
+        members = [block for block in range(blocks) if slots[block] == slot]
+        column = plan.actions[:, members[0]]
+        computed = np.flatnonzero(column == COMPUTE)
+        runs = [column[a + 1 : b] for a, b in zip(computed, [*computed[1:], steps], strict=True)]
+        forecast = [bool((run == FORECAST).any()) for run in runs] + [False]
+        for number, step in enumerate(computed):
+            if not len(runs[number]) and not forecast[number + 1]:
+                continue
+            for block in members:
+                rows[step][block] = Operation(
+                    COMPUTE,
+                    slot,
+                    first=block == members[0],
+                    last=block == members[-1],
+                    shift=forecast[number],
+                    coefficient=0.0,
+                )
+        for step in np.flatnonzero(column != COMPUTE):
+            for block in members:
+                rows[step][block] = Operation(
+                    int(column[step]),
+                    slot,
+                    first=block == members[0],
+                    last=block == members[-1],
+                    shift=False,
+                    coefficient=float(plan.coefficients[step, block]),
+                )
+    return rows
+
+
+def _share_slots(plan: Plan, kinds: list[str]) -> list[int]:
+    """Slot of each block: the first block of its group."""
+    actions, betas = plan.actions, plan.coefficients
+    slots: list[int] = []
+    for block in range(plan.shape[1]):
+        slots.append(block)
+        for slot in sorted(set(slots[:-1]), reverse=True):
+            alike = (
+                kinds[slot] == kinds[block]
+                and np.array_equal(actions[:, slot], actions[:, block])
+                and np.array_equal(betas[:, slot], betas[:, block])
+            )
+            skipped = actions[:, slot] != COMPUTE
+            if alike and (actions[skipped, slot : block + 1] != COMPUTE).all():
+                slots[block] = slot
+                break
+    return slots

@@ -1,0 +1,88 @@
+"""The planner: which steps to compute for a budget, as an exact shortest path."""
+
+import numpy as np
+
+from foresight.config import UserError
+
+
+def shortest_path(weight: np.ndarray, num_computed: int) -> np.ndarray:
+    """The steps to compute that minimise the summed weight, given how many.
+
+    Exact: dynamic programming over (number computed, previous, latest), O(K S^3) vectorised.
+
+    Args:
+        weight: (S, S, S + 1) as from `run_weights`.
+        num_computed: K, between 1 and S.
+
+    Returns:
+        bool (S,), True where computed; step 0 always is.
+    """
+    steps = weight.shape[0]
+    cost = np.full((steps, steps), np.inf)
+    cost[0, 0] = 0.0
+    parents = np.zeros((num_computed, steps, steps), np.int32)
+    for count in range(1, num_computed):
+        # candidates[p, a, n]: arrive at n from the pair (p, a); the new pair is (a, n).
+        candidates = cost[:, :, None] + weight[:, :, :steps]
+        parents[count] = candidates.argmin(axis=0)
+        cost = np.take_along_axis(candidates, parents[count][None], axis=0)[0]
+    final = cost + weight[:, :, steps]
+    previous, latest = np.unravel_index(final.argmin(), final.shape)
+    computed = np.zeros(steps, bool)
+    for count in range(num_computed - 1, 0, -1):
+        computed[latest] = True
+        previous, latest = parents[count][previous, latest], previous
+    computed[0] = True
+    return computed
+
+
+def run_weights(amplitude: np.ndarray, power: float) -> np.ndarray:
+    """Weights of all runs from the amplitude of each skipped step.
+
+    Args:
+        amplitude: (S, S, S) `amplitude[p, a, s]` gain times root error at s if a, p were computed
+        last.
+        power: q; a run's damage is its summed amplitude to the 2q.
+
+    Returns:
+        (S, S, S + 1); `weight[p, a, n]` is what it costs to compute at p, then a, then n and to
+        skip all between a and n. p = a = 0 where only step 0 was computed; n = S ends the
+        generation; inf where not p < a < n.
+    """
+    steps = amplitude.shape[0]
+    weight = np.full((steps, steps, steps + 1), np.inf)
+    order = np.arange(steps)
+    for latest in range(steps):
+        sums = np.zeros((steps, steps - latest))
+        sums[:, 1:] = np.cumsum(amplitude[:, latest, latest + 1 :], axis=1)
+        weight[:, latest, latest + 1 :] = sums ** (2 * power)
+        weight[order > latest, latest] = np.inf
+        if latest > 0:
+            weight[latest, latest] = np.inf
+    return weight
+
+
+def steps_for_speedup(
+    speedup: float,
+    num_steps: int,
+    stack_seconds: float,
+    overhead_seconds: float,
+    skip_seconds: float = 0.0,
+) -> float:
+    """How many steps (a fraction remains) may be computed for a denoising speed-up.
+
+    Time is `K * stack + (S - K) * skip + S * overhead`.
+
+    Raises:
+        UserError: If the speed-up is not above 1, or cannot be reached; names the highest that can.
+    """
+    full = num_steps * (stack_seconds + overhead_seconds)
+    floor = stack_seconds + num_steps * overhead_seconds + (num_steps - 1) * skip_seconds
+    if speedup < 1:
+        raise UserError(f"--speedup {speedup:g} would slow down; give a value of 1 or more")
+    if full / speedup < floor:
+        raise UserError(
+            f"--speedup {speedup:g} cannot be reached here; the most is {full / floor:.2f}"
+        )
+    rest = full / speedup - num_steps * (overhead_seconds + skip_seconds)
+    return min(num_steps, rest / (stack_seconds - skip_seconds))

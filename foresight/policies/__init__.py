@@ -1,0 +1,95 @@
+"""The policies, and how they are named on the command line."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from foresight.config import UserError
+from foresight.policies.base import Controller, Generation, Policy
+from foresight.policies.fixed import FewerStepsPolicy, NonePolicy, RandomPolicy, StaticPolicy
+from foresight.policies.foresight import ForesightPolicy
+
+__all__ = ["Controller", "Generation", "Policy", "load_policy", "sweep"]
+
+BUILT_IN = {
+    "none": NonePolicy,
+    "static": StaticPolicy,
+    "random": RandomPolicy,
+    "fewer-steps": FewerStepsPolicy,
+    "foresight": ForesightPolicy,
+}
+
+
+def load_policy(spec: str | Path) -> Policy:
+    """A built-in policy by name, with options in brackets, or a trained one by folder or hub id.
+
+    Raises:
+        UserError: If there is no such policy, option or folder.
+    """
+    name, bracket, rest = str(spec).partition("[")
+    if name in BUILT_IN:
+        if bracket and not rest.endswith("]"):
+            raise UserError(f"policy {spec}: the options lack their closing ]")
+        return _build(name, _parse_options(str(spec), rest[:-1] if bracket else ""))
+    folder = Path(spec)
+    if folder.is_dir() or "/" in str(spec):
+        from foresight.policies.learned import LearnedPolicy
+
+        return LearnedPolicy.from_pretrained(spec)
+    raise UserError(
+        f"unknown policy {str(spec)!r}; choose from {', '.join(BUILT_IN)} or a policy folder"
+    )
+
+
+def _parse_options(spec: str, text: str) -> dict:
+    options = {}
+    for pair in filter(None, map(str.strip, text.split(","))):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"policy {spec}: write options as name=value, not {pair!r}")
+        try:
+            options[key.strip()] = json.loads(value)
+        except ValueError:
+            options[key.strip()] = value.strip()
+    return options
+
+
+def _build(name: str, options: dict) -> Policy:
+    kind = BUILT_IN[name]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key, value in options.items():
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise UserError(f"policy {name} has no option {key!r}; its options: {known}")
+        wanted = str if isinstance(fields[key].default, str) else int | float
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise UserError(f"policy {name}: option {key}={value!r} is not of the right type")
+    return kind(**options)
+
+
+def sweep(name: str) -> list[Policy]:
+    """A built-in policy over its own knobs, as `foresight compare` runs it."""
+    if name == "static":
+        slow = [StaticPolicy(interval=2, warmup_steps=w) for w in (18, 12)]
+        return slow + [StaticPolicy(interval=i) for i in (2, 3, 4, 6, 10)]
+    if name == "random":
+        return [RandomPolicy(share=s) for s in (0.2, 0.4, 0.6, 0.75, 0.9)]
+    if name == "fewer-steps":
+        settings = ((f, s) for s in ("same", "dpm++") for f in (0.85, 0.67, 0.5, 0.4, 0.3))
+        return [FewerStepsPolicy(fraction=f, solver=s) for f, s in settings]
+    if name == "foresight":
+        return [
+            ForesightPolicy(
+                threshold=gamma, recompute_interval=interval, warmup_steps=warmup, cache=cache
+            )
+            for cache in ("output", "residual")
+            for gamma, interval, warmup in (
+                (0.5, 2, None),
+                (1.0, 2, None),
+                (2.0, 2, None),
+                (2.0, 3, None),
+                (2.0, 5, 3),
+                (2.0, 10, 3),
+            )
+        ]
+    return [load_policy(name)]

@@ -1,0 +1,202 @@
+"""The trained policy: predicts risks before the first step and plans for a budget."""
+
+import contextlib
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from foresight.config import UserError
+from foresight.fingerprint import fingerprint
+from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
+from foresight.planner import run_weights, shortest_path, steps_for_speedup
+from foresight.policies.base import Generation, Policy
+from foresight.policies.network import ReuseModel, config_features
+
+STACK = 0
+LONGEST_RUN = 8
+
+
+class LearnedPolicy(Policy):
+    """Plans from the predictions of a `ReuseModel`.
+
+    Args:
+        model: The trained network.
+        fingerprint: Of the model it was trained on.
+        costs: `block_seconds` (N,), `overhead_seconds` and `skip_seconds` per step, as profiled.
+        name: What the comparison calls it.
+        speedup: The denoising speed-up to plan for.
+    """
+
+    def __init__(
+        self,
+        model: ReuseModel,
+        fingerprint: dict[str, Any],
+        costs: dict[str, Any],
+        *,
+        name: str = "learned",
+        speedup: float = 2.0,
+    ) -> None:
+        self.model, self.fingerprint, self.costs = model.eval(), fingerprint, costs
+        self.name, self.speedup = name, speedup
+
+    @property
+    def setting(self) -> str:
+        return f"speedup={self.speedup:g}"
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "LearnedPolicy":
+        """Load a policy folder or hub id (`config.json` and `model.safetensors`).
+
+        Raises:
+            UserError: If it is no policy, or damaged.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+        from safetensors import SafetensorError
+
+        try:
+            local = Path(folder) / "config.json"
+            path = (
+                local
+                if Path(folder).is_dir()
+                else Path(hf_hub_download(str(folder), "config.json"))
+            )
+            stored = json.loads(path.read_text("utf-8"))["foresight"]
+            facts, costs = stored["fingerprint"], stored["costs"]
+            with contextlib.redirect_stdout(None):  # huggingface_hub prints what it loads
+                model = ReuseModel.from_pretrained(str(folder))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            raise UserError(
+                f"policy {folder}: no such folder, and not to be had from the hub"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"policy {folder} is no trained policy, or damaged ({reason})"
+            ) from error
+        return cls(model, facts, costs, name=Path(folder).resolve().name)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `model.safetensors`, then `config.json`, which marks a whole folder."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder)
+        path = folder / "config.json"
+        config = json.loads(path.read_text("utf-8"))
+        config["foresight"] = {"fingerprint": self.fingerprint, "costs": self.costs}
+        partial = folder / ".config.json.partial"
+        partial.write_text(json.dumps(config, indent=1), "utf-8")
+        partial.replace(path)
+
+    def at(self, speedup: float) -> "LearnedPolicy":
+        if not 1 <= speedup <= 20:
+            raise UserError(f"--speedup {speedup:g} is out of range; give a value from 1 to 20")
+        other = copy.copy(self)
+        other.speedup = speedup
+        return other
+
+    def check(self, pipe: Any) -> None:
+        found = fingerprint(pipe)
+        differ = [
+            key for key in self.fingerprint if key != "id" and found[key] != self.fingerprint[key]
+        ]
+        if differ:
+            facts = ", ".join(
+                f"{key}: {self.fingerprint[key]} there, {found[key]} here" for key in differ[:2]
+            )
+            raise UserError(
+                f"policy {self.name} was trained for another model ({facts}); train one for this"
+            )
+
+    @torch.no_grad()
+    def begin(self, generation: Generation) -> Plan:
+        steps, blocks = generation.num_steps, generation.num_blocks
+        costs = np.asarray(self.costs["block_seconds"])
+        allowed = steps_for_speedup(
+            self.speedup,
+            steps,
+            float(costs.sum()),
+            self.costs["overhead_seconds"],
+            self.costs["skip_seconds"],
+        )
+        if allowed >= steps:
+            return Plan.from_actions(np.zeros((steps, blocks)))
+        count = max(1, int(allowed + 1e-6))
+        amplitude, coefficients = self._predict(generation, max(LONGEST_RUN, -(-steps // count)))
+        whole = shortest_path(run_weights(amplitude, float(self.model.power)), count)
+        computed = np.repeat(whole[:, None], blocks, axis=1)
+        rest = (allowed - whole.sum()) * costs.sum()
+        tail = (
+            np.cumsum(costs[::-1])[::-1] <= rest
+        )  # as many of the last blocks as the rest pays for
+        computed[_costliest_end(whole, amplitude)] |= tail
+        betas = _coefficients(computed, coefficients)
+        actions = np.where(computed, COMPUTE, np.where(betas != 0, FORECAST, REUSE))
+        return Plan(actions.astype(np.uint8), betas.astype(np.float32))
+
+    def _predict(self, generation: Generation, longest: int) -> tuple[np.ndarray, np.ndarray]:
+        """Amplitudes and forecast coefficients of the stack, (S, S, S) by previous, latest, target.
+
+        Infinite where more than `longest` steps would be skipped in a row.
+        """
+        steps = generation.num_steps
+        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
+        p, a, s = np.meshgrid(*[np.arange(steps)] * 3, indexing="ij")
+        wanted = ((p < a) | ((p == 0) & (a == 0))) & (a < s) & (s - a <= longest)
+        wanted &= a - p <= longest + 1
+        p, a, s = p[wanted], a[wanted], s[wanted]
+        context = self._context(generation)
+        out = self.model(
+            torch.full((len(s),), STACK),
+            sigmas[np.stack([s, a, p], axis=1)],
+            context.expand(len(s), -1),
+        )
+        gain = self.model.log_gain(sigmas[None], context)[0].exp().numpy()
+        forecast = (out["log_forecast"] < out["log_reuse"]).numpy() & (p < a)
+        error = np.where(forecast, out["log_forecast"], out["log_reuse"])
+        amplitude = np.full((steps, steps, steps), np.inf)
+        coefficients = np.zeros((steps, steps, steps))
+        amplitude[p, a, s] = gain[s] * np.exp(error / 2)
+        coefficients[p, a, s] = np.where(forecast, out["coefficient"].numpy(), 0.0)
+        return amplitude, coefficients
+
+    def _context(self, generation: Generation) -> torch.Tensor:
+        prompt = torch.from_numpy(np.asarray(generation.prompt_embedding)).float()
+        return self.model.context(prompt[None], torch.tensor([config_features(generation.config)]))
+
+
+def _costliest_end(computed: np.ndarray, amplitude: np.ndarray) -> int:
+    """Of the last steps of all skipped runs, the one where skipping does most damage."""
+    worst, found = -1.0, 0
+    previous = latest = 0
+    for step in range(1, len(computed)):
+        if computed[step]:
+            previous, latest = latest, step
+        elif step + 1 == len(computed) or computed[step + 1]:
+            damage = float(amplitude[previous, latest, step])
+            if damage > worst:
+                worst, found = damage, step
+    return found
+
+
+def _coefficients(computed: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    """Forecast coefficients (S, N) of what is skipped, by each block's last two computed steps.
+
+    Args:
+        computed: bool (S, N); step 0 is computed.
+        coefficients: (S, S, S) by previous, latest, target.
+    """
+    betas = np.zeros(computed.shape)
+    previous, latest = np.zeros((2, computed.shape[1]), int)
+    for step in range(1, len(computed)):
+        betas[step] = np.where(computed[step], 0.0, coefficients[previous, latest, step])
+        previous = np.where(computed[step], latest, previous)
+        latest = np.where(computed[step], step, latest)
+    return betas

@@ -1,0 +1,106 @@
+"""Roll-outs: running a given plan, and the error it leaves in the video."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from foresight.config import GenerationConfig
+from foresight.metrics import psnr
+from foresight.pipeline import Generated, generate
+from foresight.plan import Plan
+from foresight.policies.base import Generation, Policy
+
+KINDS = ("stack", "single", "stack", "stack")  # in turn
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPlan(Policy):
+    """Runs the plan it was given."""
+
+    plan: Plan
+    name = "plan"
+
+    def begin(self, generation: Generation) -> Plan:
+        return self.plan
+
+
+def roll_out(
+    pipe: Any, prompt: str, config: GenerationConfig, seed: int, plan: Plan, reference: Generated
+) -> dict[str, Any]:
+    """Run a plan and compare it with the uncached run of the same seed.
+
+    Returns:
+        The columns `plan`, `coefficients`, `compute_fraction`, `final_error` (latent MSE over the
+        mean square of the uncached latents) and `psnr` in dB.
+    """
+    result = generate(pipe, prompt, config, seed=seed, policy=FixedPlan(plan))
+    truth = reference.latents.float()
+    error = (result.latents.float() - truth).square().mean() / truth.square().mean()
+    return {
+        "plan": plan.actions,
+        "coefficients": plan.coefficients,
+        "compute_fraction": plan.compute_fraction(),
+        "final_error": float(error),
+        "psnr": psnr(reference.frames, result.frames),
+    }
+
+
+def sample_plan(
+    kind: str, rng: np.random.Generator, stack_gram: np.ndarray, num_blocks: int
+) -> Plan:
+    """Draw a plan to learn from.
+
+    Args:
+        kind: "stack": runs of random length in which the whole stack is skipped; "single": one such
+            run.
+        rng: Source of chance.
+        stack_gram: (S, S) inner products of the stack's residuals, for forecast coefficients.
+        num_blocks: N.
+    """
+    steps = len(stack_gram)
+    computed = np.ones(steps, bool)
+    if kind == "single":
+        start = rng.integers(1, steps)
+        computed[start : start + rng.integers(1, 4)] = False
+    else:
+        mean_run, step = rng.uniform(0.3, 3.5), int(rng.integers(1, 5))
+        while step < steps:
+            run = min(int(rng.poisson(mean_run)), 8)
+            computed[step : step + run] = False
+            step += run + 1
+    strength = rng.choice([0.0, rng.uniform(0.5, 1.1)], p=[0.3, 0.7])
+    return Plan.whole_stack(
+        computed, strength * best_coefficients(stack_gram, computed), num_blocks
+    )
+
+
+def best_coefficients(gram: np.ndarray, computed: np.ndarray) -> np.ndarray:
+    """Least-squares forecast coefficients of a plan's skipped steps.
+
+    For a step s with the last computed steps a and p before it,
+    beta = <r[s] - r[a], r[a] - r[p]> / ||r[a] - r[p]||^2; 0 where there are not two.
+
+    Args:
+        gram: (S, S) inner products of the residual over steps.
+        computed: bool (S,).
+
+    Returns:
+        (S,) float64.
+    """
+    betas = np.zeros(len(gram))
+    done: list[int] = []
+    for step, is_computed in enumerate(computed):
+        if is_computed:
+            done.append(step)
+        elif len(done) > 1:
+            previous, latest = done[-2:]
+            along = (
+                gram[step, latest]
+                - gram[step, previous]
+                - gram[latest, latest]
+                + gram[latest, previous]
+            )
+            length = gram[latest, latest] + gram[previous, previous] - 2 * gram[latest, previous]
+            betas[step] = along / max(length, 1e-12)
+    return np.clip(betas, -1.0, 8.0)
