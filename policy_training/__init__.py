@@ -1,0 +1,1 @@
+"""From trace sets to a policy: labels, data, training, baselines and the model card."""

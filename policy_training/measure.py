@@ -1,0 +1,44 @@
+"""What the card reports: the networks and the baselines on the same held-out queries."""
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from policy_training.baselines import Score, fit_baselines, score
+from policy_training.card import Results
+from policy_training.config import TrainConfig
+from policy_training.dataset import TraceData
+from policy_training.labels import safe_to_reuse
+from policy_training.module import ReuseTraining, calibrated, damages, predict
+
+BASELINE_BATCHES = 8
+MIN_ROLLOUTS = 5
+
+
+def measure(config: TrainConfig, fitted: dict[str, tuple[ReuseTraining, TraceData]]) -> Results:
+    """Score the networks, the policy's own first, and the baselines.
+
+    Args:
+        config: Settings of the run.
+        fitted: For each use of the prompt its network and data; the policy's own comes first.
+    """
+    scores = [_score_network(config, use, *pair) for use, pair in fitted.items()]
+    module, data = next(iter(fitted.values()))
+    held_out = data.held_out_sample()
+    train = data.training_sample(BASELINE_BATCHES)
+    scores += fit_baselines(train, held_out, config.tolerance, config.seed)
+    measured, predicted = damages(module, data.held_out_rollouts)
+    enough = len(measured) >= MIN_ROLLOUTS
+    return Results(
+        scores=scores,
+        num_queries=len(held_out.entity),
+        safe_share=float(safe_to_reuse(held_out.moments, config.tolerance).float().mean()),
+        rollout_spearman=float(spearmanr(measured, predicted).statistic) if enough else np.nan,
+        num_rollouts=len(measured),
+    )
+
+
+def _score_network(config: TrainConfig, use: str, module: ReuseTraining, data: TraceData) -> Score:
+    held_out = data.held_out_sample()
+    said = calibrated(module, data.training_sample(), held_out, predict(module, held_out))
+    name = use if use != "prompt" else "this policy"
+    return score(name, held_out, said, config.tolerance)

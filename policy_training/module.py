@@ -1,0 +1,215 @@
+"""What the network is trained on: forecasts, risks and the damage of roll-outs."""
+
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.nn.functional import huber_loss
+
+from foresight.plan import COMPUTE, FORECAST
+from foresight.policies.network import ReuseModel
+from policy_training import figures
+from policy_training.baselines import Predictions, score
+from policy_training.calibration import SafeProbability
+from policy_training.config import TrainConfig
+from policy_training.dataset import BATCHES_PER_EPOCH, Queries, TraceData, concatenate
+from policy_training.labels import forecast_error, safe_to_reuse
+from policy_training.rollouts import Rollouts
+
+FIGURES_EVERY = 8
+
+
+class ReuseTraining(lightning.LightningModule):
+    """Trains a `ReuseModel`.
+
+    Args:
+        num_blocks: N.
+        prompt_width: D.
+        num_levels: M, noise levels of the network's kernel.
+        lr: Peak learning rate.
+        max_epochs: Epochs that the learning-rate schedule spans.
+        tolerance: Of the label "safe to reuse".
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        prompt_width: int,
+        num_levels: int,
+        lr: float,
+        max_epochs: int,
+        tolerance: float,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = ReuseModel(num_blocks, prompt_width, num_levels)
+        self.held_out: list[tuple[Queries, dict[str, Tensor]]] = []
+
+    @classmethod
+    def for_data(cls, config: TrainConfig, data: TraceData) -> "ReuseTraining":
+        """A fresh network for these traces, its inputs scaled to the training side."""
+        buckets = data.train_buckets
+        finest = max(buckets, key=lambda bucket: bucket.sigmas.shape[1])
+        module = cls(
+            num_blocks=buckets[0].gram.shape[1] - 1,
+            prompt_width=buckets[0].embedding.shape[1],
+            num_levels=finest.sigmas.shape[1],
+            lr=config.lr,
+            max_epochs=config.max_epochs,
+            tolerance=config.tolerance,
+        )
+        module.model.fit_inputs(
+            torch.cat([bucket.embedding for bucket in buckets]),
+            torch.cat([bucket.features for bucket in buckets]),
+        )
+        module.model.fit_kernel(finest.sigmas[0], finest.gram.mean(dim=0))
+        return module
+
+    def forward(self, queries: Queries) -> dict[str, Tensor]:
+        """Coefficient, log risk of reuse and of the forecast; each (Q,)."""
+        context = self.model.context(queries.embedding, queries.features)
+        return self.model(queries.entity, queries.levels, context)
+
+    def log_damage(self, rollouts: Rollouts, errors: Tensor) -> Tensor:
+        """Predicted log error of the final latents (R,), from squared residual errors (R, S)."""
+        context = self.model.context(rollouts.embedding, rollouts.features)
+        gain = self.model.log_gain(rollouts.sigmas, context)
+        return self.model.log_damage(errors, rollouts.actions != COMPUTE, gain)
+
+    def predicted_damage(self, rollouts: Rollouts) -> Tensor:
+        """As a planner sees it: (R,) from predicted residual errors, before anything is run."""
+        shape = rollouts.steps.shape
+        context = self.model.context(rollouts.embedding, rollouts.features)
+        out = self.model(
+            torch.zeros(shape[0] * shape[1], dtype=torch.long),
+            rollouts.sigmas.gather(1, rollouts.steps.flatten(1)).reshape(-1, 3),
+            context.repeat_interleave(shape[1], dim=0),
+        )
+        forecast = rollouts.actions == FORECAST
+        risks = {name: out[name].exp().reshape(shape[:2]) for name in ("log_reuse", "log_forecast")}
+        return self.log_damage(
+            rollouts, torch.where(forecast, risks["log_forecast"], risks["log_reuse"])
+        )
+
+    def losses(self, queries: Queries, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalar losses of the dense part.
+
+        `forecast` is the mean log of what the predicted coefficient leaves, relative to reuse;
+        `reuse` and `left` are Huber losses of the predicted log risks.
+        """
+        log_change = queries.moments.change.log()
+        log_left = forecast_error(queries.moments, out["coefficient"]).log()
+        return {
+            "forecast": (log_left - log_change).mean(),
+            "reuse": huber_loss(out["log_reuse"], log_change),
+            "left": huber_loss(out["log_forecast"], log_left.detach()),
+        }
+
+    def rollout_loss(self, groups: list[Rollouts]) -> Tensor:
+        """Huber loss of the log ratio of predicted to measured error; trains gains and power."""
+        off = [self.log_damage(group, group.errors) - group.log_final_error for group in groups]
+        ratios = torch.cat(off)
+        return huber_loss(ratios, torch.zeros_like(ratios))
+
+    def training_step(self, queries: Queries, _: int) -> Tensor:
+        """Loss of one batch of queries and of all roll-outs."""
+        losses = self.losses(queries, self(queries))
+        if self._data.train_rollouts:
+            losses["damage"] = self.rollout_loss(self._data.train_rollouts)
+        total = torch.stack(list(losses.values())).sum()
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        self.log("train/loss", total.detach(), prog_bar=True)
+        return total
+
+    def validation_step(self, queries: Queries, _: int) -> None:
+        """Collect held-out predictions."""
+        self.held_out.append((queries, self(queries)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the held-out loss and metrics, and now and then the figures."""
+        queries = concatenate([queries for queries, _ in self.held_out])
+        names = self.held_out[0][1]
+        out = {name: torch.cat([out[name] for _, out in self.held_out]) for name in names}
+        self.held_out.clear()
+        losses = self.losses(queries, out)
+        if self._data.held_out_rollouts:
+            losses["damage"] = self.rollout_loss(self._data.held_out_rollouts)
+        self.log_dict({f"val/{name}": value for name, value in losses.items()})
+        self.log("val/loss", torch.stack(list(losses.values())).sum(), prog_bar=True)
+        if (self.current_epoch + 1) % FIGURES_EVERY == 0:
+            self._log_figures(queries, out)
+
+    def _log_figures(self, queries: Queries, out: dict[str, Tensor]) -> None:
+        tolerance = self.hparams["tolerance"]
+        said = calibrated(self, self._data.training_sample(), queries, out)
+        row = score("network", queries, said, tolerance)
+        self.log_dict(
+            {
+                "val/average_precision": row.average_precision,
+                "val/brier": row.brier,
+                "val/r2_log_change": row.r2,
+                "val/forecast_db": row.forecast_db,
+            }
+        )
+        safe = safe_to_reuse(queries.moments, tolerance).numpy()
+        drawn = {}
+        if safe.any() and not safe.all():
+            drawn["calibration"] = figures.calibration(safe, said.probability)
+            drawn["precision_recall"] = figures.precision_recall(safe, said.probability)
+        measured, predicted = damages(self, self._data.held_out_rollouts)
+        if len(measured) > 2:
+            self.log("val/damage_spearman", float(spearmanr(measured, predicted).statistic))
+            drawn["damage"] = figures.damage(measured, predicted)
+        assert isinstance(self.logger, TensorBoardLogger)
+        for name, figure in drawn.items():
+            self.logger.experiment.add_figure(f"held_out/{name}", figure, self.current_epoch)
+
+    @property
+    def _data(self) -> TraceData:
+        return self.trainer.datamodule
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with one cycle of the learning rate over the whole run."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"], weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=self.hparams["lr"],
+            total_steps=self.hparams["max_epochs"] * BATCHES_PER_EPOCH,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def predict(module: ReuseTraining, queries: Queries) -> dict[str, Tensor]:
+    """Coefficient and log risks of each query, without gradients."""
+    with torch.no_grad():
+        return module(queries)
+
+
+def calibrated(
+    module: ReuseTraining, train: Queries, held_out: Queries, out: dict[str, Tensor]
+) -> Predictions:
+    """The network's predictions on held-out queries, its probability fitted on training queries."""
+    known = predict(module, train)["log_reuse"].numpy()
+    scaling = SafeProbability().fit(train, known, module.hparams["tolerance"])
+    log_reuse = out["log_reuse"].numpy()
+    return Predictions(
+        probability=scaling.predict(held_out, log_reuse),
+        log_change=log_reuse,
+        coefficient=out["coefficient"].numpy(),
+    )
+
+
+def damages(module: ReuseTraining, groups: list[Rollouts]) -> tuple[np.ndarray, np.ndarray]:
+    """Measured and predicted log error of roll-outs, both (R,)."""
+    if not groups:
+        return np.zeros(0), np.zeros(0)
+    with torch.no_grad():
+        predicted = torch.cat([module.predicted_damage(group) for group in groups])
+    return torch.cat([group.log_final_error for group in groups]).numpy(), predicted.numpy()

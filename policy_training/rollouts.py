@@ -1,0 +1,94 @@
+"""Roll-outs as tensors: what each executed plan did to the stack's residual, and to the video."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foresight.plan import COMPUTE, FORECAST
+from policy_training.generations import Bucket
+from policy_training.labels import forecast_error, moments
+
+
+class Rollouts(NamedTuple):
+    """R whole-stack roll-outs of generations with the same number of steps S."""
+
+    actions: Tensor
+    """(R, S) compute, reuse or forecast."""
+    steps: Tensor
+    """(R, S, 3) step s, and the steps a and p that its residual was taken from."""
+    errors: Tensor
+    """(R, S) squared error of the stack's residual, read off the uncached trace."""
+    sigmas: Tensor
+    """(R, S)"""
+    embedding: Tensor
+    """(R, D)"""
+    features: Tensor
+    """(R, C)"""
+    log_final_error: Tensor
+    """(R,) log of the measured error of the final latents."""
+
+
+def sources(actions: np.ndarray) -> Tensor:
+    """Steps s, a, p for each step of a plan's column (S,): int64 (S, 3).
+
+    A computed step is its own source; p = a where nothing was computed before a.
+    """
+    steps, computed = [], []
+    for step, action in enumerate(actions):
+        if action == COMPUTE:
+            computed.append(step)
+        steps.append((step, computed[-1], computed[-2] if len(computed) > 1 else computed[-1]))
+    return torch.tensor(steps)
+
+
+def executed_errors(
+    gram: Tensor, actions: np.ndarray, steps: Tensor, coefficients: np.ndarray
+) -> Tensor:
+    """Squared error of one residual at each step of an executed plan, shape (S,); 0 if computed.
+
+    Args:
+        gram: (S, S) inner products of the residual over steps, in the uncached generation.
+        actions: (S,) compute, reuse or forecast.
+        steps: (S, 3) from `sources`.
+        coefficients: (S,) of the forecasts.
+    """
+    query = moments(gram[None], torch.zeros(len(actions), dtype=torch.long), steps)
+    betas = torch.from_numpy(np.where(actions == FORECAST, coefficients, 0).astype(np.float32))
+    return torch.where(torch.from_numpy(actions != COMPUTE), forecast_error(query, betas), 0.0)
+
+
+def gather_rollouts(buckets: list[Bucket]) -> list[Rollouts]:
+    """The roll-outs in which all blocks shared every decision, of each bucket that has some."""
+    found = [_gather(bucket) for bucket in buckets]
+    return [rollouts for rollouts in found if rollouts is not None]
+
+
+def _gather(bucket: Bucket) -> Rollouts | None:
+    found: list[tuple[int, np.ndarray, np.ndarray, dict[str, Any]]] = []
+    for index, rollouts in enumerate(bucket.rollouts):
+        for rollout in rollouts:
+            plan = np.asarray(rollout["plan"]).astype(np.int64)
+            shared = (plan == plan[:, :1]).all() and (plan != COMPUTE).any()
+            if shared and rollout["final_error"] > 0:
+                coefficients = np.asarray(rollout["coefficients"]).mean(axis=1)
+                found.append((index, plan[:, 0], coefficients, rollout))
+    if not found:
+        return None
+    rows = torch.tensor([index for index, *_ in found])
+    steps = [sources(actions) for _, actions, _, _ in found]
+    errors = [
+        executed_errors(bucket.gram[index, 0], actions, source, coefficients)
+        for (index, actions, coefficients, _), source in zip(found, steps, strict=True)
+    ]
+    final = torch.tensor([float(rollout["final_error"]) for *_, rollout in found])
+    return Rollouts(
+        actions=torch.from_numpy(np.stack([actions for _, actions, _, _ in found])),
+        steps=torch.stack(steps),
+        errors=torch.stack(errors),
+        sigmas=bucket.sigmas[rows],
+        embedding=bucket.embedding[rows],
+        features=bucket.features[rows],
+        log_final_error=final.log(),
+    )
