@@ -1,0 +1,359 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from latte_by_hand import NUM_BLOCKS, PROMPT, STEPS, sample, watch_blocks
+
+import foresight
+from foresight.config import GenerationConfig, UserError
+from foresight.fingerprint import fingerprint
+from foresight.models.architecture import TEXT_WIDTH
+from foresight.pipeline import generate
+from foresight.plan import COMPUTE, FORECAST, REUSE
+from foresight.policies import BUILT_IN, load_policy, sweep
+from foresight.policies.fixed import FewerStepsPolicy, RandomPolicy, StaticPolicy, warmup_length
+from foresight.policies.foresight import ForesightPolicy
+from foresight.policies.learned import LearnedPolicy
+from foresight.policies.network import ReuseModel
+
+# Foresight: the paper's rule, with steps counted from 1 as the paper counts them.
+
+
+def mean_squared_error(x: list[float], y: list[float]) -> float:
+    return sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) / len(x)
+
+
+def simulate(feature, *, steps: int, warmup: int, interval: int, threshold: float) -> list[int]:
+    """What one block does: 0 computed, 1 reused. `feature(t)` is what it gives if computed at t."""
+    actions, cache, scale, change = [], None, 0.0, None
+    for t in range(1, steps + 1):
+        may_reuse = t > warmup and (t - warmup) % interval != 0
+        if may_reuse and change <= threshold * scale:
+            actions.append(REUSE)
+            continue
+        x = feature(t)
+        if cache is not None:
+            change = mean_squared_error(x, cache)
+            if warmup - 2 <= t <= warmup:
+                scale += 10.0 ** -(warmup - t) * change
+        cache = x
+        actions.append(COMPUTE)
+    return actions
+
+
+@pytest.mark.parametrize("warmup", [3, 4, 6])
+@pytest.mark.parametrize("interval", [1, 2, 3, 5])
+def test_foresight_decides_as_the_paper_on_made_up_features(generation, rng, warmup, interval):
+    steps, branches, blocks = 24, 2, 4
+    generation = dataclasses.replace(
+        generation, sigmas=np.linspace(1, 0, steps), block_names=("block",) * blocks
+    )
+    pace = rng.lognormal(sigma=0.3, size=(branches, blocks, steps, 1))
+    features = (pace * rng.normal(size=(branches, blocks, steps, 8))).cumsum(axis=2)
+    features = features.astype(np.float32)
+    policy = ForesightPolicy(threshold=0.9, recompute_interval=interval, warmup_steps=warmup)
+    controller = policy.begin(generation)
+    actions = np.zeros((branches, blocks, steps), int)
+    cache = {}
+    for step in range(steps):
+        for branch, block in np.ndindex(branches, blocks):
+            if controller.reuses(step, branch, block):
+                actions[branch, block, step] = REUSE
+                continue
+            output = torch.from_numpy(features[branch, block, step])
+            controller.observe(step, branch, block, output, cache.get((branch, block)))
+            cache[branch, block] = output
+    for branch, block in np.ndindex(branches, blocks):
+        series = features[branch, block].tolist()
+        expected = simulate(
+            lambda t, series=series: series[t - 1],
+            steps=steps,
+            warmup=warmup,
+            interval=interval,
+            threshold=0.9,
+        )
+        assert actions[branch, block].tolist() == expected
+    if interval > 1:
+        assert 0 < actions[:, :, warmup:].mean() < (interval - 1) / interval
+
+
+@pytest.mark.parametrize("cache", ["output", "residual"])
+@pytest.mark.parametrize(("interval", "warmup"), [(2, 3), (4, 5)])
+def test_foresight_decides_as_the_paper_on_a_pipeline(pipe, cache, interval, warmup):
+    steps = 14
+    policy = ForesightPolicy(
+        threshold=0.9, recompute_interval=interval, warmup_steps=warmup, cache=cache
+    )
+    with watch_blocks(pipe) as calls, foresight.reuse(pipe, policy) as session:
+        sample(pipe, steps=steps)
+    actions = session.report().actions
+    returned = {
+        (call.block, call.step + 1): call.output if cache == "output" else call.residual
+        for call in calls
+    }
+    for block in range(NUM_BLOCKS):
+        expected = simulate(
+            lambda t, block=block: returned[block, t].flatten().tolist(),
+            steps=steps,
+            warmup=warmup,
+            interval=interval,
+            threshold=0.9,
+        )
+        assert actions[:, block].tolist() == expected
+    assert len(calls) == (actions == COMPUTE).sum()
+    assert (actions == REUSE).sum() > 0
+
+
+def test_reused_outputs_and_residuals_are_those_of_the_last_computed_step(pipe):
+    """With a gate that never closes, only the warm-up and the recomputed steps run blocks."""
+    for cache in ("output", "residual"):
+        policy = ForesightPolicy(threshold=1e9, recompute_interval=3, warmup_steps=3, cache=cache)
+        inputs, returned = {}, {}
+        with watch_blocks(pipe) as calls, foresight.reuse(pipe, policy) as session:
+            handle = pipe.transformer.norm_out.register_forward_pre_hook(
+                lambda _, args: inputs.setdefault(len(inputs), args[0].clone())
+            )
+            sample(pipe)
+            handle.remove()
+        reused = np.flatnonzero((session.report().actions == REUSE).all(axis=1))
+        assert reused.tolist() == [3, 4, 6, 7, 9]
+        for call in calls:
+            returned[call.step, call.block] = call
+        last = {3: 2, 4: 2, 6: 5, 7: 5, 9: 8}
+        for step, source in last.items():
+            same = torch.equal(inputs[step], inputs[source])
+            assert same == (cache == "output")
+
+
+def test_foresight_needs_three_steps_of_warm_up():
+    assert warmup_length(None, 50) == 8
+    assert warmup_length(None, 10) == 3
+    assert warmup_length(1, 50) == 3
+    assert warmup_length(7, 50) == 7
+    assert warmup_length(7, 2) == 2
+
+
+# Policies that do not look at features.
+
+
+def test_static_computes_every_interval_after_the_warm_up(generation):
+    plan = StaticPolicy(interval=3, warmup_steps=3).begin(generation)
+    assert plan.actions[:, 0].tolist() == [0, 0, 0, 1, 1, 0, 1, 1, 0, 1]
+    assert (plan.actions == plan.actions[:, :1]).all()
+    assert StaticPolicy(interval=1).begin(generation).compute_fraction() == 1
+
+
+def test_random_reuses_its_share_and_repeats(generation):
+    longer = dataclasses.replace(generation, sigmas=np.linspace(1, 0, 200))
+    plan = RandomPolicy(share=0.3, warmup_steps=5).begin(longer)
+    assert (plan.actions[:5] == COMPUTE).all()
+    assert (plan.actions[5:] == REUSE).mean() == pytest.approx(0.3, abs=0.04)
+    again = RandomPolicy(share=0.3, warmup_steps=5).begin(longer)
+    assert (again.actions == plan.actions).all()
+    other = RandomPolicy(share=0.3, seed=1, warmup_steps=5).begin(longer)
+    assert (other.actions != plan.actions).any()
+
+
+def test_fewer_steps_is_the_plain_model_with_fewer_steps(pipe):
+    config = GenerationConfig(32, 32, 16, STEPS, 4.0)
+    scheduler = pipe.scheduler
+    made = generate(pipe, PROMPT, config, seed=0, policy=FewerStepsPolicy(fraction=0.4))
+    assert made.report.actions.shape == (4, NUM_BLOCKS)
+    assert torch.equal(made.latents, sample(pipe, steps=4))
+    assert pipe.scheduler is scheduler
+
+
+def test_the_second_order_solver_comes_nearer_to_many_steps(pipe):
+    """A short trajectory of a smooth model: DPM-Solver++ 2M must beat DDIM at equal steps."""
+    truth = sample(pipe, steps=60)
+    config = GenerationConfig(32, 32, 16, 20, 4.0)
+    scheduler, errors = pipe.scheduler, {}
+    for solver in ("same", "dpm++"):
+        policy = FewerStepsPolicy(fraction=0.5, solver=solver)
+        made = generate(pipe, PROMPT, config, seed=0, policy=policy)
+        assert made.report.actions.shape[0] == 10
+        errors[solver] = float((made.latents - truth).square().mean())
+    assert pipe.scheduler is scheduler
+    assert errors["dpm++"] < errors["same"]
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("none", BUILT_IN["none"]()),
+        ("static", StaticPolicy()),
+        ("static[interval=4]", StaticPolicy(interval=4)),
+        ("random[share=0.25, seed=3]", RandomPolicy(share=0.25, seed=3)),
+        ("fewer-steps[fraction=0.5,solver=dpm++]", FewerStepsPolicy(0.5, "dpm++")),
+        (
+            "foresight[warmup_steps=5,recompute_interval=2,threshold=0.5]",
+            ForesightPolicy(threshold=0.5, recompute_interval=2, warmup_steps=5),
+        ),
+        ("foresight[cache=residual]", ForesightPolicy(cache="residual")),
+    ],
+)
+def test_built_in_policies_by_name(spec, expected):
+    assert load_policy(spec) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("magic", "unknown policy 'magic'; choose from none, static"),
+        ("static[interval=4", "closing"),
+        ("static[interval]", "name=value"),
+        ("static[gap=2]", "no option 'gap'; its options: interval, warmup_steps"),
+        ("static[interval=often]", "not of the right type"),
+        ("static[interval=true]", "not of the right type"),
+        ("static[interval=0]", "`interval` must be at least 1"),
+        ("random[share=1.5]", r"`share` must be in \[0, 1\]"),
+        ("fewer-steps[fraction=0]", "`fraction`"),
+        ("fewer-steps[solver=magic]", "`solver`"),
+        ("foresight[threshold=-1]", "`threshold`"),
+        ("foresight[recompute_interval=0]", "`recompute_interval`"),
+        ("foresight[cache=all]", "`cache`"),
+        ("none[x=1]", "its options: none"),
+    ],
+)
+def test_bad_names_and_options_are_refused(spec, message):
+    with pytest.raises(UserError, match=message):
+        load_policy(spec)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_sweep_covers_a_policy_s_own_knob(name):
+    policies = sweep(name)
+    assert all(policy.name == name for policy in policies)
+    assert len({policy.setting for policy in policies}) == len(policies)
+    assert len(policies) >= 5 or name == "none"
+
+
+def test_policies_without_a_budget_refuse_a_speed_up(pipe):
+    with pytest.raises(UserError, match="static takes no speed-up"):
+        foresight.enable(pipe, "static", speedup=2.0)
+    with pytest.raises(UserError, match="no foresight policy is enabled"):
+        foresight.disable(pipe)
+
+
+# The trained policy, with random weights: what it decides is not judged here, only that it may.
+
+COSTS = {"block_seconds": [0.002, 0.001] * 6, "overhead_seconds": 0.001, "skip_seconds": 0.0004}
+
+
+@pytest.fixture
+def learned(pipe) -> LearnedPolicy:
+    torch.manual_seed(0)
+    model = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return LearnedPolicy(model, fingerprint(pipe), COSTS)
+
+
+def seconds(computed: int, steps: int) -> float:
+    stack = sum(COSTS["block_seconds"])
+    skipped = (steps - computed) * COSTS["skip_seconds"]
+    return computed * stack + skipped + steps * COSTS["overhead_seconds"]
+
+
+@pytest.mark.parametrize("steps", [10, 30, 50])
+def test_a_learned_plan_spends_its_budget_and_no_more(learned, generation, steps):
+    generation = dataclasses.replace(generation, sigmas=np.linspace(0.99, 0.05, steps))
+    for speedup in (1.0, 1.25, 2.0, 3.0, 4.5):
+        plan = learned.at(speedup).begin(generation)
+        computed = (plan.actions == COMPUTE).all(axis=1)
+        assert (computed == (plan.actions == COMPUTE).any(axis=1)).all()
+        budget = seconds(steps, steps) / speedup
+        assert seconds(computed.sum(), steps) <= budget + 1e-9
+        if speedup > 1:
+            assert seconds(computed.sum() + 1, steps) > budget
+        else:
+            assert computed.all()
+        assert (plan.coefficients[plan.actions != FORECAST] == 0).all()
+
+
+def test_a_learned_plan_spends_its_budget_on_runs_longer_than_usual(learned, generation):
+    generation = dataclasses.replace(generation, sigmas=np.linspace(0.99, 0.05, 60))
+    learned.costs = {"block_seconds": [1.0], "overhead_seconds": 0.01, "skip_seconds": 0.0}
+    plan = learned.at(20.0).begin(generation)
+    assert (plan.actions[:, 0] == COMPUTE).sum() == 2
+
+
+def test_a_saved_policy_plans_the_same(learned, generation, tmp_path):
+    learned.save_pretrained(tmp_path / "mine")
+    loaded = load_policy(tmp_path / "mine")
+    assert isinstance(loaded, LearnedPolicy)
+    assert loaded.name == "mine"
+    assert loaded.fingerprint == learned.fingerprint
+    for speedup in (1.5, 2.0, 4.0):
+        plan, expected = loaded.at(speedup).begin(generation), learned.at(speedup).begin(generation)
+        assert (plan.actions == expected.actions).all()
+        assert (plan.coefficients == expected.coefficients).all()
+
+
+def test_a_learned_plan_runs_as_planned(pipe, learned):
+    with watch_blocks(pipe) as calls, foresight.reuse(pipe, learned, speedup=2.0) as session:
+        sample(pipe)
+    report = session.report()
+    assert report.plan is not None
+    assert (report.actions == report.plan.actions).all()
+    assert len(calls) == (report.actions == COMPUTE).sum() < STEPS * NUM_BLOCKS
+
+
+def test_the_prompt_reaches_the_learned_policy(pipe, learned):
+    embeddings = []
+    for prompt in ("a red circle moves left", "a blue square spins over stripes"):
+        with foresight.reuse(pipe, learned) as session:
+            sample(pipe, prompt=prompt, steps=4)
+        embeddings.append(session.generation.prompt_embedding)
+        assert session.generation.config == GenerationConfig(32, 32, 16, 4, 4.0)
+    text = pipe.encode_prompt("a red circle moves left", do_classifier_free_guidance=False)[0]
+    assert embeddings[0] == pytest.approx(text[0].mean(dim=0).detach().numpy(), rel=1e-4, abs=1e-5)
+    assert not np.allclose(embeddings[0], embeddings[1])
+
+
+def test_a_policy_for_another_model_is_refused(learned, other_pipe):
+    with pytest.raises(UserError, match=r"trained for another model \(weights_hash"):
+        foresight.enable(other_pipe, learned)
+    with pytest.raises(UserError, match="no foresight policy is enabled"):
+        foresight.disable(other_pipe)
+
+
+def test_the_fingerprint_tells_weights_apart_and_nothing_else(pipe, other_pipe):
+    first, second = fingerprint(pipe), fingerprint(other_pipe)
+    assert first == fingerprint(pipe)
+    assert {key for key in first if first[key] != second[key]} == {"weights_hash"}
+    assert first["num_blocks"] == NUM_BLOCKS
+    assert first["width"] == 128
+
+
+@pytest.mark.parametrize("speedup", [0.5, 99, float("nan")])
+def test_speed_ups_out_of_range_are_refused(learned, speedup):
+    with pytest.raises(UserError, match="--speedup"):
+        learned.at(speedup)
+
+
+def test_a_speed_up_beyond_the_model_s_is_refused_before_the_first_block(pipe, learned):
+    with watch_blocks(pipe) as calls, foresight.reuse(pipe, learned, speedup=15):
+        with pytest.raises(UserError, match=r"--speedup 15 cannot be reached here; the most is"):
+            sample(pipe)
+    assert not calls
+
+
+def test_damaged_policies_are_refused(learned, tmp_path):
+    learned.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:500])
+    with pytest.raises(UserError, match="damaged"):
+        load_policy(tmp_path)
+    weights.write_bytes(whole)
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    with pytest.raises(UserError, match="no trained policy"):
+        load_policy(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="no trained policy"):
+        load_policy(tmp_path)

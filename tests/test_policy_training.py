@@ -1,0 +1,300 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import synthetic_traces
+import torch
+from synthetic_traces import MODEL, NUM_BLOCKS, NUM_STEPS, write_trace_set
+
+from foresight.config import UserError
+from foresight.plan import COMPUTE, FORECAST, REUSE
+from foresight.policies.learned import LearnedPolicy
+from policy_training import labels
+from policy_training.baselines import GroupMean
+from policy_training.cli import main
+from policy_training.config import TrainConfig
+from policy_training.dataset import QueryBatches, TraceData
+from policy_training.generations import load_generations, make_buckets, split_by_prompt
+from policy_training.module import ReuseTraining
+from policy_training.rollouts import executed_errors, gather_rollouts, sources
+from policy_training.train import train
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory):
+    return write_trace_set(tmp_path_factory.mktemp("traces") / "set", prompts=6, seeds=2)
+
+
+@pytest.fixture
+def vectors():
+    """Residuals of two generations, (2, S, d)."""
+    return torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def settings(traces, output, **changes):
+    few = {"max_epochs": 2, "batch_size": 64, "ablate": False}
+    return TrainConfig(dirs=[traces], output=output, **{**few, **changes})
+
+
+def files_below(folder):
+    return sorted(path.name for path in folder.rglob("*")) if folder.exists() else []
+
+
+def all_queries(vectors):
+    triples = [(s, a, p) for s in range(6) for a in range(s) for p in range(a)]
+    rows = torch.tensor([0, 1]).repeat_interleave(len(triples))
+    steps = torch.tensor(triples * 2)
+    query = labels.moments(vectors @ vectors.mT, rows, steps)
+    s, a, p = (vectors[rows, steps[:, i]] for i in range(3))
+    return query, s, a, p
+
+
+def test_labels_agree_with_explicit_residuals(vectors):
+    query, s, a, p = all_queries(vectors)
+    torch.testing.assert_close(query.change, (s - a).square().sum(1).float())
+    torch.testing.assert_close(query.own, s.square().sum(1).float())
+    betas = torch.linspace(-1, 2, len(s))
+    left = (s - (a + betas[:, None].double() * (a - p))).square().sum(1)
+    torch.testing.assert_close(labels.forecast_error(query, betas), left.float())
+    safe = (s - a).norm(dim=1) <= 1.4 * s.norm(dim=1)
+    assert 0 < safe.sum() < len(safe)
+    assert (labels.safe_to_reuse(query, 1.4) == safe).all()
+
+
+def test_best_coefficient_is_least_squares(vectors):
+    query, s, a, p = all_queries(vectors)
+    found = labels.best_coefficient(query)
+    for row in range(0, len(s), 7):
+        fitted = torch.linalg.lstsq((a - p)[row, :, None], (s - a)[row, :, None]).solution
+        assert found[row] == pytest.approx(fitted.item(), rel=1e-4)
+    least = labels.forecast_error(query, found)
+    assert (least <= labels.forecast_error(query, found + 0.05)).all()
+    assert (least <= labels.forecast_error(query, found - 0.05)).all()
+
+
+def test_without_an_earlier_residual_there_is_nothing_to_forecast(vectors):
+    steps = torch.tensor([[3, 0, 0]])
+    query = labels.moments(vectors @ vectors.mT, torch.tensor([0]), steps)
+    assert labels.best_coefficient(query).item() == 0
+    assert labels.forecast_error(query, torch.tensor([0.7])).item() == query.change.item()
+
+
+def test_executed_errors_follow_the_plan(vectors):
+    actions = np.array([COMPUTE, COMPUTE, FORECAST, REUSE, COMPUTE, FORECAST])
+    betas = np.array([0, 0, 0.5, 0, 0, 0.25])
+    steps = sources(actions)
+    assert steps[[2, 3, 5]].tolist() == [[2, 1, 0], [3, 1, 0], [5, 4, 1]]
+    r = vectors[0]
+    expected = torch.zeros(6, dtype=torch.float64)
+    expected[2] = (r[2] - r[1] - 0.5 * (r[1] - r[0])).square().sum()
+    expected[3] = (r[3] - r[1]).square().sum()
+    expected[5] = (r[5] - r[4] - 0.25 * (r[4] - r[1])).square().sum()
+    errors = executed_errors(r @ r.T, actions, steps, betas)
+    torch.testing.assert_close(errors, expected.float())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_split_keeps_every_prompt_on_one_side(traces, seed):
+    generations = load_generations([traces])
+    train_side, held_out = split_by_prompt(generations, 0.3, seed)
+    prompts = [{g.trace["prompt"] for g in side} for side in (train_side, held_out)]
+    assert prompts[0]
+    assert prompts[1]
+    assert not prompts[0] & prompts[1]
+    assert len(train_side) + len(held_out) == len(generations)
+
+
+def test_queries_are_answered_by_the_trace_they_came_from(tmp_path):
+    buckets = make_buckets(load_generations([write_trace_set(tmp_path / "set", prompts=4)]))
+    batch = QueryBatches(buckets, batch_size=200, num_batches=1, seed=3)[0]
+    s, a, p = batch.steps.unbind(1)
+    assert ((s > a) & ((a > p) | (a == 0) & (p == 0))).all()
+    assert set(batch.entity.tolist()) == set(range(NUM_BLOCKS + 1))
+    bucket = buckets[0]
+    for row in range(0, 200, 20):
+        index = (bucket.embedding == batch.embedding[row]).all(dim=1).nonzero().item()
+        gram = bucket.gram[index, batch.entity[row]].double()
+        change = gram[s[row], s[row]] + gram[a[row], a[row]] - 2 * gram[s[row], a[row]]
+        assert batch.moments.change[row].item() == pytest.approx(change.item(), rel=1e-3, abs=1e-6)
+        assert (batch.levels[row] == bucket.sigmas[index, batch.steps[row]]).all()
+
+
+def test_ablations_change_the_prompt_and_nothing_else(traces):
+    generations = load_generations([traces])
+    own, without, shuffled = (
+        make_buckets(generations, use)[0] for use in ("prompt", "without prompt", "shuffled prompt")
+    )
+    assert not without.embedding.any()
+    assert (own.embedding != shuffled.embedding).any(dim=1).all()
+    assert sorted(own.embedding.tolist()) == sorted(shuffled.embedding.tolist())
+    assert torch.equal(own.gram, shuffled.gram)
+
+
+def test_roll_outs_are_paired_with_their_generation(traces):
+    buckets = make_buckets(load_generations([traces]))
+    (rollouts,) = gather_rollouts(buckets)
+    assert rollouts.errors.shape == (len(rollouts.log_final_error), NUM_STEPS)
+    assert ((rollouts.errors > 0) == (rollouts.actions != COMPUTE)).all()
+
+
+def test_group_mean_falls_back_to_coarser_keys():
+    keys = (np.array([[0, 1], [0, 1], [0, 2]]), np.array([[0], [0], [0]]))
+    fitted = GroupMean().fit(keys, np.array([1.0, 3.0, 8.0]))
+    asked = (np.array([[0, 1], [0, 9], [5, 5]]), np.array([[0], [0], [5]]))
+    assert fitted.predict(asked).tolist() == [2.0, 4.0, 4.0]
+
+
+def test_training_lowers_the_loss(traces, tmp_path):
+    generations = load_generations([traces])
+    config = settings(traces, tmp_path, max_epochs=1, batch_size=256)
+    data = TraceData(*split_by_prompt(generations, 0.3, 0), config)
+    torch.manual_seed(0)
+    module = ReuseTraining.for_data(config, data)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    batches = QueryBatches(data.train_buckets, batch_size=256, num_batches=60, seed=0)
+    totals = []
+    for queries in map(batches.__getitem__, range(len(batches))):
+        parts = [*module.losses(queries, module(queries)).values()]
+        total = torch.stack([*parts, module.rollout_loss(data.train_rollouts)]).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert np.mean(totals[-10:]) < np.mean(totals[:5]) - 1
+
+
+def test_train_exports_a_policy_that_loads(traces, tmp_path):
+    output = tmp_path / "policy"
+    assert train(settings(traces, output, ablate=True)) == output
+    policy = LearnedPolicy.from_pretrained(output)
+    assert policy.fingerprint == MODEL
+    assert len(policy.costs["block_seconds"]) == NUM_BLOCKS
+    card = (output / "README.md").read_text("utf-8")
+    for row in ("this policy", "without prompt", "shuffled prompt", "gradient boosting"):
+        assert f"| {row} |" in card
+    assert "What the prompt embedding adds:" in card
+    assert any((output / "training" / "prompt").glob("events.out.tfevents.*"))
+    assert not (output / "training" / "export").exists()
+    kept = json.loads((output / "training" / "run.json").read_text("utf-8"))
+    assert kept["batch_size"] == 64
+
+    written = (output / "model.safetensors").stat().st_mtime_ns
+    train(settings(traces, output, ablate=True))
+    assert (output / "model.safetensors").stat().st_mtime_ns == written
+
+
+class InterruptedTrainingError(Exception):
+    pass
+
+
+def test_interrupted_training_goes_on_as_if_uninterrupted(traces, tmp_path, monkeypatch):
+    whole = train(settings(traces, tmp_path / "whole", max_epochs=4))
+
+    def stop(module):
+        if module.current_epoch == 2:
+            raise InterruptedTrainingError
+
+    config = settings(traces, tmp_path / "parts", max_epochs=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(ReuseTraining, "on_train_epoch_start", stop)
+        with pytest.raises(InterruptedTrainingError):
+            train(config)
+    assert not (config.output / "config.json").exists()
+    epochs = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            ReuseTraining, "on_train_epoch_start", lambda self: epochs.append(self.current_epoch)
+        )
+        train(config)
+    assert epochs == [2, 3]
+    expected = LearnedPolicy.from_pretrained(whole).model.state_dict()
+    found = LearnedPolicy.from_pretrained(config.output).model.state_dict()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_other_settings_or_traces_are_refused(traces, tmp_path):
+    output = tmp_path / "policy"
+    train(settings(traces, output))
+    before = files_below(output)
+    with pytest.raises(UserError, match=r"--output .*\(lr\)"):
+        train(settings(traces, output, lr=0.1))
+    other = write_trace_set(tmp_path / "other", prompts=4)
+    with pytest.raises(UserError, match="traces"):
+        train(settings(other, output))
+    assert files_below(output) == before
+
+
+def test_trace_sets_of_different_models_are_refused(traces, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODEL, "weights_hash", "fedcba9876543210")
+    other = write_trace_set(tmp_path / "other", prompts=2)
+    with pytest.raises(UserError, match="another model"):
+        load_generations([traces, other])
+
+
+def run_cli(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+def test_bad_values_end_in_one_line(traces, tmp_path, capsys):
+    output = tmp_path / "policy"
+    cases = {
+        ("--lr", "-1"): "--lr",
+        ("--max_epochs", "many"): "max_epochs",
+        ("--validation_fraction", "1.5"): "--validation_fraction",
+        ("--no-such-flag",): "--no-such-flag",
+    }
+    for flags, named in cases.items():
+        assert named in run_cli(capsys, traces, "--output", output, *flags)
+    assert "dirs" in run_cli(capsys, "--output", output)
+    assert not output.exists()
+
+
+def test_bad_traces_end_in_one_line_and_write_nothing(tmp_path, capsys, monkeypatch):
+    output = tmp_path / "policy"
+    missing = tmp_path / "missing"
+    assert str(missing) in run_cli(capsys, missing, "--output", output)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert str(empty) in run_cli(capsys, empty, "--output", output)
+    one_prompt = write_trace_set(tmp_path / "one", prompts=1, seeds=2)
+    assert "at least two prompts" in run_cli(capsys, one_prompt, "--output", output)
+    truncated = write_trace_set(tmp_path / "truncated", prompts=3)
+    file = next((truncated / "data").glob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:200])
+    assert file.name in run_cli(capsys, truncated, "--output", output)
+    monkeypatch.setattr(synthetic_traces, "residuals", lambda *_, **__: np.full((3, 10, 2), np.nan))
+    not_numbers = write_trace_set(tmp_path / "nan", prompts=2)
+    assert "NaN" in run_cli(capsys, not_numbers, "--output", output)
+    assert not output.exists()
+
+
+def test_a_foreign_output_folder_is_left_alone(traces, tmp_path, capsys):
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "notes.txt").write_text("keep", "utf-8")
+    assert str(output) in run_cli(capsys, traces, "--output", output)
+    assert files_below(output) == ["notes.txt"]
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from policy_training.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = [m for m in ('torch', 'lightning', 'sklearn', 'diffusers') if m in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "--tolerance" in shown.stdout

@@ -1,0 +1,300 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from latte_by_hand import (
+    NUM_BLOCKS,
+    PROFILED_CONFIG,
+    PROFILED_PROMPTS,
+    sample,
+    sample_by_hand,
+    to_temporal,
+    watch_blocks,
+)
+
+import foresight
+from foresight import profiling
+from foresight.config import UserError
+from foresight.pipeline import load_pipeline
+from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
+from foresight.profiling import TraceRecorder, measure_timing, profile
+from foresight.rollout import best_coefficients, sample_plan
+from foresight.sketch import Sketcher
+from foresight.traces import TraceSet
+
+SKETCH_WIDTH = 4093
+
+
+def exact_grams(residuals: torch.Tensor) -> np.ndarray:
+    """(..., S, d) to (..., S, S)."""
+    return (residuals.double() @ residuals.double().mT).numpy()
+
+
+def assert_within_sketch_error(found: np.ndarray, exact: np.ndarray) -> None:
+    """Inner products, and the distances between steps that policies live on: 5 deviations."""
+    deviation = (2 / SKETCH_WIDTH) ** 0.5
+    norms = np.sqrt(np.diagonal(exact, axis1=-2, axis2=-1))
+    scale = norms[..., :, None] * norms[..., None, :]
+    assert (np.abs(found - exact) < 5 * deviation * scale).all()
+
+    def distances(gram):
+        own = np.diagonal(gram, axis1=-2, axis2=-1)
+        return own[..., :, None] + own[..., None, :] - 2 * gram
+
+    off = ~np.eye(exact.shape[-1], dtype=bool)
+    ratio = distances(found)[..., off] / distances(exact)[..., off]
+    assert np.abs(ratio - 1).max() < 5 * deviation
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 48), (64, 64)], ids=str)
+def test_grams_are_those_of_the_exact_residuals(pipe, size):
+    """4, 6 and 16 tokens for 16 frames: at the last, the two layouts have one shape."""
+    steps = 4
+    recorder = TraceRecorder(NUM_BLOCKS, Sketcher(SKETCH_WIDTH))
+    with watch_blocks(pipe) as calls, foresight.reuse(pipe, "none", tap=recorder):
+        sample(pipe, size=size, steps=steps)
+    gram, group_gram, output_norm = recorder.grams()
+
+    residuals = torch.zeros(NUM_BLOCKS, steps, calls[0].output.numel())
+    norms = np.zeros((NUM_BLOCKS, steps))
+    for call in calls:
+        spatial = to_temporal(call.residual, batch=2) if call.block % 2 else call.residual
+        residuals[call.block, call.step] = spatial.flatten()
+        norms[call.block, call.step] = call.output.double().square().sum()
+    energy = norms.mean(axis=1)
+    assert output_norm == pytest.approx(np.sqrt(norms), rel=1e-4)
+    assert_within_sketch_error(gram, exact_grams(residuals) / energy[:, None, None])
+    assert group_gram.shape == (1, steps, steps)
+    assert_within_sketch_error(group_gram[0], exact_grams(residuals.sum(dim=0)) / energy[-1])
+
+
+def test_branches_that_run_one_after_the_other_are_added():
+    """Vectors shorter than the sketch keep their inner products exactly."""
+    rng = torch.Generator().manual_seed(0)
+    streams, outputs = torch.randn(2, 3, 2, 2, 1, 5, 6, generator=rng)  # step, branch, block
+    recorder = TraceRecorder(2, Sketcher(64))
+    for step, branch, block in np.ndindex(3, 2, 2):
+        place = step, branch, block
+        recorder(step, branch, block, streams[place], outputs[place])
+    gram, group_gram, output_norm = recorder.grams()
+    residuals = (outputs - streams).flatten(3)
+    energy = outputs.square().flatten(3).sum(dim=(1, 3)).numpy()  # step, block
+    by_block = residuals.permute(2, 0, 1, 3).flatten(2)
+    scale = energy.mean(axis=0)
+    assert gram == pytest.approx(exact_grams(by_block) / scale[:, None, None], rel=1e-4, abs=1e-6)
+    stack = residuals.sum(dim=2).flatten(1)
+    assert group_gram[0] == pytest.approx(exact_grams(stack) / scale[-1], rel=1e-4, abs=1e-6)
+    assert output_norm == pytest.approx(np.sqrt(energy.T), rel=1e-5)
+
+
+def test_timing_adds_up_to_the_time_of_a_step(pipe):
+    timing = measure_timing(pipe, "a red circle", PROFILED_CONFIG)
+    assert timing.block_seconds.shape == (NUM_BLOCKS,)
+    assert (timing.block_seconds > 0).all()
+    assert timing.overhead_seconds > 0
+    step = timing.block_seconds.sum() + timing.overhead_seconds
+    assert step == pytest.approx(timing.denoise_seconds / PROFILED_CONFIG.num_inference_steps)
+
+
+def test_a_trace_holds_what_the_contract_says(profiled, pipe):
+    found = TraceSet.open(profiled)
+    steps = PROFILED_CONFIG.num_inference_steps
+    assert [trace["prompt"] for trace in found.traces] == [p.text for p in PROFILED_PROMPTS]
+    assert [trace["category"] for trace in found.traces] == ["slow", "", "fast"]
+    for number, trace in enumerate(found.traces):
+        assert trace["seed"] == number
+        assert trace["gram"].shape == (NUM_BLOCKS, steps, steps)
+        assert trace["group_gram"].shape == (1, steps, steps)
+        assert trace["group_names"] == ["stack"]
+        assert trace["output_norm"].shape == (NUM_BLOCKS, steps)
+        assert trace["block_seconds"].shape == (NUM_BLOCKS,)
+        assert trace["prompt_embedding"].shape == (128,)
+        assert (np.diff(trace["timesteps"]) < 0).all()
+        assert ((trace["sigmas"] > 0) & (trace["sigmas"] < 1)).all()
+        assert trace["scheduler"] == "DDIMScheduler"
+        for name, value in dataclasses.asdict(PROFILED_CONFIG).items():
+            assert trace[name] == value
+        model = json.loads(trace["model"])
+        assert model == found.settings["model"]
+        assert len(model["block_names"]) == NUM_BLOCKS
+    assert len({trace["generation_id"] for trace in found.traces}) == len(PROFILED_PROMPTS)
+
+
+def test_roll_outs_hold_the_error_of_their_plan(profiled, pipe):
+    found = TraceSet.open(profiled)
+    rows = [row for row in found.rollouts if row["prompt"] == PROFILED_PROMPTS[0].text]
+    assert [row["kind"] for row in rows] == ["stack", "stack", "single", "blocks"]
+    truth = sample(pipe, steps=5)
+    for row in rows:
+        plan = Plan(row["plan"].astype(np.uint8), row["coefficients"].astype(np.float32))
+        by_hand = sample_by_hand(pipe, plan)
+        expected = float((by_hand - truth).square().mean() / truth.square().mean())
+        assert row["final_error"] == pytest.approx(expected, rel=1e-2, abs=1e-9)
+        assert row["compute_fraction"] == pytest.approx((plan.actions == COMPUTE).mean())
+        assert row["generation_id"] == found.traces[0]["generation_id"]
+    assert max(row["final_error"] for row in rows) > 1e-6
+    with torch.no_grad():
+        videos = [
+            np.round(
+                pipe.video_processor.postprocess_video(pipe.decode_latents(x, 16), "np")[0] * 255
+            )
+            for x in (truth, by_hand)
+        ]
+    mse = np.square(videos[0] - videos[1]).mean()
+    assert row["psnr"] == pytest.approx(10 * np.log10(255**2 / mse), abs=0.2)
+
+
+@torch.no_grad()
+def decode(pipe, latents: torch.Tensor) -> np.ndarray:
+    video = pipe.decode_latents(latents, 16)
+    return np.round(pipe.video_processor.postprocess_video(video, "np")[0] * 255)
+
+
+def test_sampled_plans_cover_reuse_and_forecast(rng):
+    vectors = rng.normal(size=(20, 50)).cumsum(axis=0)
+    gram = vectors @ vectors.T
+    seen = set()
+    for _ in range(60):
+        for kind in ("stack", "single", "blocks"):
+            plan = sample_plan(kind, rng, gram, NUM_BLOCKS)
+            assert plan.shape == (20, NUM_BLOCKS)
+            assert (plan.actions[0] == COMPUTE).all()
+            same = (plan.actions == plan.actions[:, :1]).all()
+            runs = np.diff((plan.actions[:, 0] != COMPUTE).astype(int), prepend=0) == 1
+            assert same or kind == "blocks"
+            if kind == "single":
+                assert runs.sum() == 1
+            seen |= set(plan.actions.flatten().tolist())
+    assert seen == {COMPUTE, REUSE, FORECAST}
+
+
+def test_best_coefficients_are_least_squares(rng):
+    vectors = rng.normal(size=(8, 30)).cumsum(axis=0)
+    computed = np.array([1, 1, 0, 0, 1, 0, 1, 0], bool)
+    betas = best_coefficients(vectors @ vectors.T, computed)
+    for step, previous, latest in ((2, 0, 1), (3, 0, 1), (5, 1, 4), (7, 4, 6)):
+        slope = (vectors[latest] - vectors[previous])[:, None]
+        expected = np.linalg.lstsq(slope, vectors[step] - vectors[latest], rcond=None)[0][0]
+        assert betas[step] == pytest.approx(np.clip(expected, -1, 8))
+    assert (betas[computed] == 0).all()
+    assert not best_coefficients(vectors @ vectors.T, np.arange(8) == 0).any()
+
+
+# Stopping, going on, and refusing.
+
+DIE_WHILE_WRITING = """
+import os, signal, sys
+import pyarrow.parquet as pq
+
+write, written = pq.write_table, 0
+
+def write_half(table, path, **options):
+    global written
+    written += 1
+    write(table, path, **options)
+    if written == 4:  # the trace of the second generation, after its roll-outs
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pq.write_table = write_half
+from foresight.cli import main
+main(sys.argv[1:])
+"""
+
+
+def comparable(rows: list[dict]) -> list[dict]:
+    return [
+        {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in row.items()
+            if not key.endswith("_seconds")
+        }
+        for row in rows
+    ]
+
+
+def files_below(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in files
+    }
+
+
+def test_a_killed_profile_goes_on_as_if_uninterrupted(profiled, model_folder, tmp_path):
+    prompts = "# slow\n{}\n#\n{}\n# fast\n{}\n".format(
+        *(prompt.text for prompt in PROFILED_PROMPTS)
+    )
+    (tmp_path / "prompts.txt").write_text(prompts, "utf-8")
+    configs = json.dumps([dataclasses.asdict(PROFILED_CONFIG)])
+    (tmp_path / "configs.json").write_text(configs, "utf-8")
+    folder = tmp_path / "traces"
+    arguments = ["profile", "--model", model_folder, "--device", "cpu", "--output", folder]
+    arguments += ["--prompts", tmp_path / "prompts.txt", "--configs", tmp_path / "configs.json"]
+    killed = subprocess.run(
+        [sys.executable, "-c", DIE_WHILE_WRITING, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = files_below(folder)
+    assert len(TraceSet.open(folder).traces) == 1
+
+    whole = TraceSet.open(profiled)
+    resumed = profile(
+        load_pipeline(model_folder, device="cpu"), PROFILED_PROMPTS, [PROFILED_CONFIG], folder
+    )
+    assert comparable(resumed.traces) == comparable(whole.traces)
+    assert comparable(resumed.rollouts) == comparable(whole.rollouts)
+    files = files_below(folder)
+    assert set(files) == set(files_below(profiled))
+    first = [name for name in left if "00000" in name]
+    assert len(first) == 2
+    assert all(files[name] == left[name] for name in first)
+
+
+def test_a_complete_trace_set_is_left_as_it_is(profiled, model_folder, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("nothing is left to generate")
+
+    monkeypatch.setattr(profiling, "generate", fail)
+    before = files_below(profiled)
+    profile(
+        load_pipeline(model_folder, device="cpu"), PROFILED_PROMPTS, [PROFILED_CONFIG], profiled
+    )
+    assert files_below(profiled) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"rollouts": 2}, "rollouts"),
+        ({"sketch_width": 1021}, "sketch_width"),
+        ({"prompts": PROFILED_PROMPTS[:2]}, "prompts, num_generations"),
+        ({"configs": [dataclasses.replace(PROFILED_CONFIG, guidance_scale=2.0)]}, "configs"),
+    ],
+)
+def test_other_settings_are_refused_and_change_nothing(profiled, model_folder, changes, named):
+    before = files_below(profiled)
+    settings = {"prompts": PROFILED_PROMPTS, "configs": [PROFILED_CONFIG], **changes}
+    with pytest.raises(UserError, match=rf"other settings \({named} differ\)") as refusal:
+        profile(load_pipeline(model_folder, device="cpu"), output=profiled, **settings)
+    assert "\n" not in str(refusal.value)
+    assert files_below(profiled) == before
+
+
+def test_another_model_is_refused_and_changes_nothing(profiled, other_pipe):
+    before = files_below(profiled)
+    with pytest.raises(UserError, match=r"other settings \(model differ\)"):
+        profile(other_pipe, PROFILED_PROMPTS, [PROFILED_CONFIG], profiled)
+    assert files_below(profiled) == before
