@@ -131,7 +131,7 @@ def at_equal_speed(
 
 
 def equal_speed_table(results: pd.DataFrame, *, metric: str = "psnr", decimals: int = 1) -> str:
-    """The quality of every method at equal measured speed, as a Markdown table; best method first."""
+    """The quality of every method at equal measured speed, in Markdown; best method first."""
     table = at_equal_speed(results, metric=metric).pivot(
         index="method", columns="speedup", values="value"
     )

@@ -120,6 +120,8 @@ def generate(
         )
         ended = time.perf_counter()
         clock, generation = session.clock, session.generation
+        assert generation is not None
+        assert clock.sample is not None
         return Generated(
             frames=(np.asarray(output.frames[0]) * 255).round().astype(np.uint8),
             latents=clock.sample,

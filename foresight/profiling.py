@@ -38,6 +38,7 @@ class TraceRecorder:
     def __call__(
         self, step: int, branch: int, block: int, stream: torch.Tensor, output: torch.Tensor
     ) -> None:
+        """Sketch what a block added to its stream."""
         if block == 0:
             self._reference = stream.shape
         elif block not in self._transposed:

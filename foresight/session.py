@@ -50,7 +50,8 @@ class _BlockHook(ModelHook):
         self.session, self.index = session, index
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.session._run(self.index, self.fn_ref.original_forward, args, kwargs)
+        forward: Any = self.fn_ref.original_forward
+        return self.session._run(self.index, forward, args, kwargs)
 
 
 class _Cache:

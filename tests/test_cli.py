@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import imageio.v3 as iio
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import synthetic_traces
@@ -168,8 +168,7 @@ def test_generate_writes_the_video(work, model_folder, capsys):
     arguments = ["generate", "--model", str(model_folder), "--device", "cpu", "--prompt", PROMPT]
     arguments += ["--policy", str(work / "policy"), "--speedup", "1.5"]
     main([*arguments, *SMALL, "--output", str(output)])
-    with iio.imopen(output, "r", plugin="FFMPEG") as video:
-        assert np.stack(list(video.iter())).shape == (16, 256, 256, 3)
+    assert imageio_ffmpeg.count_frames_and_secs(str(output)) == (16, 2.0)
     assert [path.name for path in output.parent.iterdir()] == ["video.mp4"]
     shown = capsys.readouterr().out
     assert "block calls computed over 5 steps" in shown

@@ -25,7 +25,7 @@ from foresight.config import UserError
 from foresight.pipeline import load_pipeline
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
 from foresight.profiling import TraceRecorder, measure_timing, profile
-from foresight.rollout import best_coefficients, sample_plan
+from foresight.rollout import KINDS, best_coefficients, sample_plan
 from foresight.sketch import Sketcher
 from foresight.traces import TraceSet
 
@@ -55,13 +55,20 @@ def assert_within_sketch_error(found: np.ndarray, exact: np.ndarray) -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 48), (64, 64)], ids=str)
 def test_grams_are_those_of_the_exact_residuals(pipe, size):
-    """4, 6 and 16 tokens for 16 frames: at the last, the two layouts have one shape."""
+    """4, 6 and 16 tokens for 16 frames: at the last, the two layouts have one shape.
+
+    A sketch wider than the residual is exact, and tells whether layouts were told apart.
+    """
     steps = 4
     recorder = TraceRecorder(NUM_BLOCKS, Sketcher(SKETCH_WIDTH))
-    with watch_blocks(pipe) as calls, foresight.reuse(pipe, "none", tap=recorder):
-        sample(pipe, size=size, steps=steps)
-    gram, group_gram, output_norm = recorder.grams()
+    wide = TraceRecorder(NUM_BLOCKS, Sketcher(2 * size[0] * size[1] * 16))
 
+    def tap(*seen):
+        recorder(*seen)
+        wide(*seen)
+
+    with watch_blocks(pipe) as calls, foresight.reuse(pipe, "none", tap=tap):
+        sample(pipe, size=size, steps=steps)
     residuals = torch.zeros(NUM_BLOCKS, steps, calls[0].output.numel())
     norms = np.zeros((NUM_BLOCKS, steps))
     for call in calls:
@@ -69,10 +76,17 @@ def test_grams_are_those_of_the_exact_residuals(pipe, size):
         residuals[call.block, call.step] = spatial.flatten()
         norms[call.block, call.step] = call.output.double().square().sum()
     energy = norms.mean(axis=1)
+    exact = exact_grams(residuals) / energy[:, None, None]
+    exact_stack = exact_grams(residuals.sum(dim=0)) / energy[-1]
+
+    gram, group_gram, output_norm = recorder.grams()
     assert output_norm == pytest.approx(np.sqrt(norms), rel=1e-4)
-    assert_within_sketch_error(gram, exact_grams(residuals) / energy[:, None, None])
     assert group_gram.shape == (1, steps, steps)
-    assert_within_sketch_error(group_gram[0], exact_grams(residuals.sum(dim=0)) / energy[-1])
+    assert_within_sketch_error(gram, exact)
+    assert_within_sketch_error(group_gram[0], exact_stack)
+    gram, group_gram, _ = wide.grams()
+    assert gram == pytest.approx(exact, rel=1e-4)
+    assert group_gram[0] == pytest.approx(exact_stack, rel=1e-4)
 
 
 def test_branches_that_run_one_after_the_other_are_added():
@@ -130,7 +144,7 @@ def test_a_trace_holds_what_the_contract_says(profiled, pipe):
 def test_roll_outs_hold_the_error_of_their_plan(profiled, pipe):
     found = TraceSet.open(profiled)
     rows = [row for row in found.rollouts if row["prompt"] == PROFILED_PROMPTS[0].text]
-    assert [row["kind"] for row in rows] == ["stack", "stack", "single", "blocks"]
+    assert [row["kind"] for row in rows] == list(KINDS)
     truth = sample(pipe, steps=5)
     for row in rows:
         plan = Plan(row["plan"].astype(np.uint8), row["coefficients"].astype(np.float32))
@@ -162,13 +176,12 @@ def test_sampled_plans_cover_reuse_and_forecast(rng):
     gram = vectors @ vectors.T
     seen = set()
     for _ in range(60):
-        for kind in ("stack", "single", "blocks"):
+        for kind in ("stack", "single"):
             plan = sample_plan(kind, rng, gram, NUM_BLOCKS)
             assert plan.shape == (20, NUM_BLOCKS)
             assert (plan.actions[0] == COMPUTE).all()
-            same = (plan.actions == plan.actions[:, :1]).all()
+            assert (plan.actions == plan.actions[:, :1]).all()
             runs = np.diff((plan.actions[:, 0] != COMPUTE).astype(int), prepend=0) == 1
-            assert same or kind == "blocks"
             if kind == "single":
                 assert runs.sum() == 1
             seen |= set(plan.actions.flatten().tolist())

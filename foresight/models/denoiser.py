@@ -47,6 +47,7 @@ class DenoisingLoss(torch.nn.Module):
     def forward(
         self, latents: torch.Tensor, captions: list[str], rng: torch.Generator
     ) -> torch.Tensor:
+        """Loss of clean latents (B, C, F, h, w) and their captions; chance comes from `rng`."""
         device, batch = latents.device, latents.shape[0]
         pad = {"padding": "max_length", "max_length": TEXT_LENGTH, "return_tensors": "pt"}
         full = self.tokenizer(captions, **pad)

@@ -30,8 +30,8 @@ license: apache-2.0
 
 A small text-to-video model of the Latte family (6 spatial and 6 temporal blocks, DDIM, T5 encoder,
 {parameters:.1f} M parameters), trained on clips that the project renders itself: shapes that move
-over backgrounds, seen by a moving camera. It exists so that reuse can be studied without a download or a
-GPU.
+over backgrounds, seen by a moving camera. It exists so that reuse can be studied without a
+download or a GPU.
 
     from diffusers import LattePipeline
     pipe = LattePipeline.from_pretrained("checkpoints/tiny-latte")

@@ -70,8 +70,8 @@ def _build(name: str, options: dict) -> Policy:
 def sweep(name: str) -> list[Policy]:
     """A built-in policy over its own knobs, as `foresight compare` runs it."""
     if name == "static":
-        slow = [StaticPolicy(interval=2, warmup_steps=w) for w in (18, 12)]
-        return slow + [StaticPolicy(interval=i) for i in (2, 3, 4, 6, 10)]
+        settings = ((2, 18), (2, 12), *((i, None) for i in (2, 3, 4, 6, 10)))
+        return [StaticPolicy(interval=i, warmup_steps=w) for i, w in settings]
     if name == "random":
         return [RandomPolicy(share=s) for s in (0.2, 0.4, 0.6, 0.75, 0.9)]
     if name == "fewer-steps":

@@ -56,8 +56,8 @@ class ForesightController(Controller):
     """The state of the rule over one generation; per CFG branch and block.
 
     lambda = sum over the last three warm-up steps t of 10^-(W - t) * MSE(x(t), x(t-1)), with t
-    counted from 1 and W the last warm-up step; delta = MSE(x(t), cache), measured whenever the block
-    is computed and has a cache. Reading delta is the rule's host sync.
+    counted from 1 and W the last warm-up step; delta = MSE(x(t), cache), measured whenever the
+    block is computed and has a cache. Reading delta is the rule's host sync.
     """
 
     def __init__(self, policy: ForesightPolicy, warmup: int) -> None:

@@ -49,13 +49,20 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         prompt_rank: Numbers that the prompt is reduced to.
     """
 
+    prompt_mean: torch.Tensor
+    prompt_scale: torch.Tensor
+    config_mean: torch.Tensor
+    config_scale: torch.Tensor
+    grid: torch.Tensor
+    kernel: torch.Tensor
+
     def __init__(
         self,
         num_blocks: int,
         prompt_width: int,
         num_levels: int,
         hidden: int = 96,
-        prompt_rank: int = 8,
+        prompt_rank: int = 4,
     ) -> None:
         super().__init__()
         self.register_buffer("grid", torch.linspace(1, 0, num_levels))
@@ -64,25 +71,20 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         self.register_buffer("prompt_scale", torch.ones(prompt_width))
         self.register_buffer("config_mean", torch.zeros(NUM_CONFIG_FEATURES))
         self.register_buffer("config_scale", torch.ones(NUM_CONFIG_FEATURES))
-        self.prompt = nn.Sequential(
-            nn.Linear(prompt_width, prompt_rank), nn.Tanh(), nn.Dropout(0.3)
-        )
+        self.prompt = nn.Sequential(nn.Linear(prompt_width, prompt_rank), nn.Tanh())
         self.entity = nn.Embedding(num_blocks + 1, 16)
         width = 16 + prompt_rank + NUM_CONFIG_FEATURES + 18
+        answers = nn.Linear(hidden, 3)
+        nn.init.zeros_(answers.weight)  # training starts from the kernel's answers
+        nn.init.zeros_(answers.bias)
         self.trunk = nn.Sequential(
-            nn.Linear(width, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, 3),
+            nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), answers
         )
         self.gain = nn.Sequential(
             nn.Linear(9 + NUM_CONFIG_FEATURES, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, 1)
         )
         self.log_power = nn.Parameter(torch.zeros(()))
         nn.init.normal_(self.entity.weight, std=0.3)
-        nn.init.zeros_(self.trunk[-1].weight)  # training starts from the kernel's answers
-        nn.init.zeros_(self.trunk[-1].bias)
 
     def fit_inputs(self, prompts: torch.Tensor, configs: torch.Tensor) -> None:
         """Take the means and scales of prompt embeddings (G, D) and config features (G, 5).
