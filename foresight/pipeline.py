@@ -104,6 +104,9 @@ def generate(
     """Generate one video under a policy (everything computed by default).
 
     The noise comes from a CPU generator, so that a seed means the same on any device.
+
+    Raises:
+        UserError: If the model does not take this configuration.
     """
     policy = policy or NonePolicy()
     original = pipe.scheduler
@@ -112,12 +115,16 @@ def generate(
     try:
         session = Session(pipe, policy, tap=tap).enable()
         started = time.perf_counter()
-        output = pipe(
-            prompt,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            output_type="np",
-            **call_arguments(pipe, config),
-        )
+        try:
+            output = pipe(
+                prompt,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                output_type="np",
+                **call_arguments(pipe, config),
+            )
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the model does not generate {config}: {reason}") from error
         ended = time.perf_counter()
         clock, generation = session.clock, session.generation
         assert generation is not None

@@ -10,7 +10,7 @@ import torch
 
 from foresight import evaluation, report
 from foresight.config import GenerationConfig, Prompt, UserError
-from foresight.models.reference import build_pipeline
+from foresight.models.architecture import build_pipeline
 from foresight.showcase import read_showcases
 
 CONFIG = GenerationConfig(64, 64, 16, 6, 3.0)
