@@ -34,7 +34,7 @@ check: $(INSTALLED)
 
 results: runs/results/comparison/report.html
 	mkdir -p docs/results
-	cp runs/results/comparison/results.csv $< docs/results/
+	cp $(addprefix runs/results/comparison/,results.csv report.html speed-quality.png) docs/results/
 	@echo "The results: $(abspath docs/results)"
 
 reference: $(INSTALLED)

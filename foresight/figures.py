@@ -48,14 +48,15 @@ def method_styles(results: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return styles
 
 
-def speed_quality_figure(results: pd.DataFrame, metric: str) -> Figure:
+def speed_quality_figure(results: pd.DataFrame, metric: str, *, legend: bool = False) -> Figure:
     """One line per method: its envelope, and every setting as a faint marker.
 
     Args:
         results: Rows of a comparison.
         metric: `psnr`, `ssim` or `vmaf`.
+        legend: Name the methods in the figure; the page does so above all of them.
     """
-    figure = Figure(figsize=(3.7, 3.3), layout="constrained")
+    figure = Figure(figsize=(6, 4) if legend else (3.7, 3.3), layout="constrained")
     axes = figure.subplots()
     learned = learned_method(results)
     for method, (colour, marker) in reversed(method_styles(results).items()):
@@ -65,13 +66,19 @@ def speed_quality_figure(results: pd.DataFrame, metric: str) -> Figure:
         style = {"color": colour, "marker": marker, "markeredgewidth": 0}
         axes.plot(curve["speedup"], curve[metric], ls="", ms=size - 1, alpha=0.35, **style)
         width = 2.6 if method == learned else 1.5
-        axes.plot(best["speedup"], best[metric], lw=width, ms=size, **style)
+        axes.plot(best["speedup"], best[metric], lw=width, ms=size, label=method, **style)
+    if metric == "psnr" and learned is not None:
+        # Settings that reuse next to nothing reach 100 dB and would flatten all that is of interest.
+        top = speed_quality_curve(results, learned, metric)[metric].max() + 5
+        axes.set_ylim(top=min(top, axes.get_ylim()[1]))
     axes.set_title(METRIC_LABELS[metric], loc="left", fontsize=12, fontweight="bold", color=INK)
     axes.set_xlabel("measured speed-up of denoising", color=INK)
     axes.xaxis.set_major_formatter("{x:g}x")
     axes.xaxis.set_major_locator(MultipleLocator(0.5))
     _plain(axes)
     axes.grid(color=FAINT, lw=0.6)
+    if legend:
+        axes.legend(frameon=False, reverse=True, labelcolor=INK)
     return figure
 
 

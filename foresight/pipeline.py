@@ -122,6 +122,8 @@ def generate(
                 output_type="np",
                 **call_arguments(pipe, config),
             )
+        except UserError:
+            raise
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"the model does not generate {config}: {reason}") from error

@@ -37,7 +37,7 @@ MEANINGS = {
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into the folder of a comparison.
+    """Write `report.html`, and `speed-quality.png`, into the folder of a comparison.
 
     Args:
         folder: What `foresight.evaluation.compare` wrote.
@@ -56,6 +56,8 @@ def write_report(folder: str | Path) -> Path:
     setup = folder / "setup.json"
     model = json.loads(setup.read_text("utf-8"))["model"] if setup.is_file() else {}
     path = folder / "report.html"
+    figure = figures.speed_quality_figure(results, "psnr", legend=True)
+    figure.savefig(folder / "speed-quality.png", dpi=160)
     path.write_text(render(results, read_showcases(folder / "showcase"), model), "utf-8")
     return path
 

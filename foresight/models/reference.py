@@ -87,7 +87,7 @@ def main() -> None:
         "--prompts", type=Path, default=Path("data/prompts/test.txt"), help="for the card"
     )
     parser.add_argument("--vae-steps", type=int, default=1300)
-    parser.add_argument("--steps", type=int, default=2000, help="denoiser steps")
+    parser.add_argument("--steps", type=int, default=1400, help="denoiser steps")
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--pool-parts", type=int, default=9, help="parts of the clip pool")
     parser.add_argument("--part-size", type=int, default=500, help="clips per part")
