@@ -68,7 +68,7 @@ def speed_quality_figure(results: pd.DataFrame, metric: str, *, legend: bool = F
         width = 2.6 if method == learned else 1.5
         axes.plot(best["speedup"], best[metric], lw=width, ms=size, label=method, **style)
     if metric == "psnr" and learned is not None:
-        # Settings that reuse next to nothing reach 100 dB and would flatten all that is of interest.
+        # Settings that reuse next to nothing reach 100 dB and would flatten all of interest.
         top = speed_quality_curve(results, learned, metric)[metric].max() + 5
         axes.set_ylim(top=min(top, axes.get_ylim()[1]))
     axes.set_title(METRIC_LABELS[metric], loc="left", fontsize=12, fontweight="bold", color=INK)

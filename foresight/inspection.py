@@ -145,7 +145,7 @@ def _trace_figures(path: Path) -> dict[str, Figure]:
         raise UserError(f"{path} has generations of fewer than 3 steps; there is no change to draw")
     configs = [_config(trace) for trace in traces]
     changes = [change(trace["gram"]) for trace in traces]
-    stacks = [trace["group_gram"][trace["group_names"].index("stack")] for trace in traces]
+    stacks = [trace["group_gram"][trace["group_names"].index("output")] for trace in traces]
     curves, totals = {}, {}
     for config in dict.fromkeys(configs):
         members = [index for index, each in enumerate(configs) if each == config]

@@ -50,7 +50,7 @@ def block_changes(changes: np.ndarray, rows: dict[str, list[int]], num_generatio
 
 
 def configuration_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Change of the whole stack in every configuration, per step and per unit of noise.
+    """Change of the model's output in every configuration, per step and per unit of noise.
 
     Args:
         curves: By configuration: sigmas (S,), changes (G, S - 1) of its generations.
@@ -89,7 +89,7 @@ def configuration_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Fi
     title(
         figure,
         f"Across configurations: {finding}",
-        "Whole stack; line: mean, band: middle 80% of generations",
+        "The model's output; line: mean, band: middle 80% of generations",
     )
     return figure
 
@@ -117,7 +117,7 @@ def prompt_spread(categories: dict[str, list[float]], shares: dict[str, float]) 
     left.set_xlim(min(0.9, every.min() - 0.05), max(1.1, every.max() + 0.05))
     left.set_ylim(-0.6, len(ordered) - 0.4)
     tidy(
-        left, xlabel="total change of the stack, over the mean of its configuration", integer=False
+        left, xlabel="total change of the output, over the mean of its configuration", integer=False
     )
     left.set_title("by category; dot: generation, bar: median", loc="left", fontsize=10, color=INK)
     right.barh(list(shares), list(shares.values()), color=CYCLE[0], height=0.6)
@@ -164,8 +164,9 @@ def forecast_reach(errors: dict[int, tuple[np.ndarray, np.ndarray]], num_steps: 
     title(
         figure,
         f"A forecast over {first} step {finding}",
-        f"Whole stack at {num_steps} steps, taken from s - lag and s - 2 lag; one least-squares "
-        "coefficient per step\nfor all generations. Line: median, band: middle half",
+        f"The model's output at {num_steps} steps, taken from s - lag and s - 2 lag; "
+        "one least-squares coefficient per step\n"
+        "for all generations. Line: median, band: middle half",
     )
     return figure
 

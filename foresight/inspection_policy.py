@@ -71,14 +71,14 @@ def neutral_generation(policy: LearnedPolicy, num_steps: int) -> Generation:
 
 @torch.no_grad()
 def predicted_gain(policy: LearnedPolicy, generation: Generation) -> np.ndarray:
-    """How far an error of the stack at each step reaches the video, predicted: (S,)."""
+    """How far an error of the output at each step reaches the video, predicted: (S,)."""
     sigmas = torch.from_numpy(generation.sigmas).float()
     return policy.model.log_gain(sigmas[None], _context(policy, generation))[0].exp().numpy()
 
 
 @torch.no_grad()
 def predicted_change(policy: LearnedPolicy, generation: Generation, lag: int) -> np.ndarray:
-    """Predicted relative change over `lag` steps: (1 + N, S - lag), the whole stack first."""
+    """Predicted relative change over `lag` steps: (1 + N, S - lag), the model's output first."""
     entities = 1 + generation.num_blocks
     target = np.arange(lag, generation.num_steps)
     places = np.stack([target, target - lag, np.maximum(target - 2 * lag, 0)], axis=1)
@@ -117,20 +117,20 @@ def gain_curves(gains: dict[int, tuple[np.ndarray, np.ndarray]]) -> Figure:
     title(
         figure,
         "Where an error hurts",
-        "Predicted: from an error of the whole stack to the final latents",
+        "Predicted: from an error of the output to the final latents",
     )
     return figure
 
 
 def predicted_changes(changes: dict[int, np.ndarray], rows: dict[str, list[int]]) -> Figure:
-    """Predicted change of the stack and of every block, a column of heat maps for each lag.
+    """Predicted change of the output and of every block, a column of heat maps for each lag.
 
     Args:
-        changes: By lag: (1 + N, S - lag), the stack first.
+        changes: By lag: (1 + N, S - lag), the output first.
         rows: Block indices of each kind.
     """
     bands = {
-        "stack": [0],
+        "output": [0],
         **{kind: [1 + index for index in members] for kind, members in rows.items()},
     }
     heights = [max(1.5, len(members)) for members in bands.values()]
@@ -143,7 +143,7 @@ def predicted_changes(changes: dict[int, np.ndarray], rows: dict[str, list[int]]
         for axes, (kind, members) in zip(table[:, column], bands.items(), strict=True):
             image = heat_map(axes, values[members], norm, first_step=lag)
             tidy(axes, ylabel=kind if column == 0 else "")
-            if kind == "stack" or column > 0:
+            if kind == "output" or column > 0:
                 axes.set_yticks([])
         table[0, column].set_title(f"lag {lag}", loc="left", fontsize=10, color=INK)
         table[-1, column].set_xlabel("denoising step", color=INK)

@@ -17,13 +17,17 @@ class Plan:
         FORECAST.
         coefficients: float32 (S, N); beta of `r[a] + beta * (r[a] - r[p])` where the action is
             FORECAST and a, p are the last two computed steps of that block; 0 elsewhere.
+        at_output: The whole model is one unit: where it is skipped no block runs, and what is
+            reused or forecast is the model's output instead of the blocks' residuals.
 
     Raises:
-        ValueError: If shapes differ, or an action needs a residual that no earlier step computed.
+        ValueError: If shapes differ, an action needs a residual that no earlier step computed, or
+            blocks differ in a plan at the output.
     """
 
     actions: np.ndarray
     coefficients: np.ndarray
+    at_output: bool = False
 
     def __post_init__(self) -> None:
         if self.actions.ndim != 2 or self.actions.shape != self.coefficients.shape:
@@ -31,6 +35,8 @@ class Plan:
                 f"`actions` {self.actions.shape} and `coefficients` {self.coefficients.shape} "
                 "must be the same (steps, blocks) table"
             )
+        if self.at_output and (self.actions != self.actions[:, :1]).any():
+            raise ValueError("blocks cannot differ in a plan at the output")
         if self.actions.max(initial=0) > FORECAST:
             raise ValueError(f"`actions` has values above {FORECAST}")
         computed_before = np.cumsum(self.actions == COMPUTE, axis=0) - (self.actions == COMPUTE)
@@ -49,13 +55,21 @@ class Plan:
         return cls(actions.astype(np.uint8), np.zeros(actions.shape, np.float32))
 
     @classmethod
-    def whole_stack(cls, computed: np.ndarray, coefficients: np.ndarray, num_blocks: int) -> "Plan":
+    def whole_stack(
+        cls,
+        computed: np.ndarray,
+        coefficients: np.ndarray,
+        num_blocks: int,
+        *,
+        at_output: bool = False,
+    ) -> "Plan":
         """All blocks share each decision.
 
         Args:
             computed: bool (S,).
             coefficients: (S,); where not 0, a step that is not computed is forecast.
             num_blocks: N.
+            at_output: See `Plan`.
         """
         skipped = np.where(coefficients != 0, FORECAST, REUSE)
         actions = np.where(computed, COMPUTE, skipped).astype(np.uint8)
@@ -63,6 +77,7 @@ class Plan:
         return cls(
             np.repeat(actions[:, None], num_blocks, axis=1),
             np.repeat(betas[:, None], num_blocks, axis=1),
+            at_output,
         )
 
     @property
@@ -141,6 +156,12 @@ def compile_plan(plan: Plan, kinds: list[str]) -> list[Row]:
                     coefficient=float(plan.coefficients[step, block]),
                 )
     return rows
+
+
+def compile_output_plan(plan: Plan) -> Row:
+    """The operation of the whole model at every step (S,), for a plan at the output."""
+    column = Plan(plan.actions[:, :1], plan.coefficients[:, :1])
+    return [row[0] for row in compile_plan(column, ["model"])]
 
 
 def _share_slots(plan: Plan, kinds: list[str]) -> list[int]:

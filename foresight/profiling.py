@@ -14,6 +14,7 @@ from foresight.config import GenerationConfig, Prompt
 from foresight.fingerprint import fingerprint
 from foresight.pipeline import Generated, generate
 from foresight.rollout import KINDS, roll_out, sample_plan
+from foresight.session import MODEL
 from foresight.sketch import Sketcher
 from foresight.traces import TraceSet
 
@@ -27,8 +28,10 @@ class TraceRecorder:
     their sketches add up to that of the whole stack's residual.
     """
 
-    def __init__(self, num_blocks: int, sketcher: Sketcher) -> None:
+    def __init__(self, num_blocks: int, sketcher: Sketcher, guidance_scale: float = 1.0) -> None:
         self._sketcher, self._num_blocks = sketcher, num_blocks
+        self._guidance_scale = guidance_scale
+        self._outputs: dict[tuple[int, int], torch.Tensor] = {}
         self._sketches: dict[tuple[int, int, int], torch.Tensor] = {}
         self._norms: dict[tuple[int, int, int], torch.Tensor] = {}
         self._transposed: dict[int, bool] = {0: False}
@@ -38,7 +41,14 @@ class TraceRecorder:
     def __call__(
         self, step: int, branch: int, block: int, stream: torch.Tensor, output: torch.Tensor
     ) -> None:
-        """Sketch what a block added to its stream."""
+        """Sketch what a block added to its stream, or the model's prediction."""
+        if block == MODEL:
+            prediction = output[:, : stream.shape[1]].float()  # some predict a variance behind it
+            if self._guidance_scale > 1 and len(prediction) % 2 == 0:
+                without, with_prompt = prediction.chunk(2)
+                prediction = without + self._guidance_scale * (with_prompt - without)
+            self._outputs[step, branch] = self._sketcher(prediction.reshape(1, -1))[0]
+            return
         if block == 0:
             self._reference = stream.shape
         elif block not in self._transposed:
@@ -72,12 +82,14 @@ class TraceRecorder:
         """What was recorded.
 
         Returns:
-            gram (N, S, S), group_gram (1, S, S) of the whole stack, output_norm (N, S).
+            gram (N, S, S), group_gram (2, S, S) of the whole stack's residual and of the model's
+            output (guided where both CFG branches are one batch), output_norm (N, S).
         """
         steps = 1 + max(step for step, _, _ in self._sketches)
         branches = 1 + max(branch for _, branch, _ in self._sketches)
         gram = np.zeros((self._num_blocks, steps, steps))
         stack_gram = np.zeros((steps, steps))
+        output_gram = np.zeros((steps, steps))
         energy = np.zeros((self._num_blocks, steps))
         for branch in range(branches):
             sketches = torch.stack(
@@ -89,11 +101,14 @@ class TraceRecorder:
             gram += (sketches @ sketches.mT).cpu().numpy()
             stack = sketches.sum(dim=0)
             stack_gram += (stack @ stack.mT).cpu().numpy()
+            outputs = torch.stack([self._outputs[step, branch] for step in range(steps)]).double()
+            output_gram += (outputs @ outputs.mT).cpu().numpy()
             for block in range(self._num_blocks):
                 norms = [self._norms[step, branch, block] for step in range(steps)]
                 energy[block] += torch.stack(norms).cpu().numpy()
         scale = energy.mean(axis=1)
-        return gram / scale[:, None, None], (stack_gram / scale[-1])[None], np.sqrt(energy)
+        groups = np.stack([stack_gram / scale[-1], output_gram / np.diag(output_gram).mean()])
+        return gram / scale[:, None, None], groups, np.sqrt(energy)
 
 
 def _swap(tokens: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -127,6 +142,8 @@ def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
         step: int, branch: int, block: int, stream: torch.Tensor, output: torch.Tensor
     ) -> None:
         nonlocal mark
+        if block == MODEL:
+            return
         if stream.is_cuda:
             torch.cuda.synchronize(stream.device)
         now = time.perf_counter()
@@ -179,7 +196,7 @@ def profile(
         prompt, config = jobs[number]
         if config not in timings:
             timings[config] = measure_timing(pipe, prompt.text, config)
-        recorder = TraceRecorder(model["num_blocks"], Sketcher(sketch_width))
+        recorder = TraceRecorder(model["num_blocks"], Sketcher(sketch_width), config.guidance_scale)
         run_seed = seed + number
         plain = generate(pipe, prompt.text, config, seed=run_seed, tap=recorder)
         trace = _trace(pipe, prompt, config, run_seed, plain, recorder, timings[config])
@@ -191,7 +208,9 @@ def profile(
         rows = []
         for index in range(rollouts):
             kind = KINDS[index % len(KINDS)]
-            plan = sample_plan(kind, rng, trace["group_gram"][0], model["num_blocks"])
+            plan = sample_plan(
+                kind, rng, trace["group_gram"][1], trace["sigmas"], model["num_blocks"]
+            )
             row = roll_out(pipe, prompt.text, config, run_seed, plan, plain)
             rows.append(
                 {
@@ -225,7 +244,7 @@ def _trace(
         "timesteps": plain.timesteps,
         "sigmas": plain.sigmas,
         "gram": gram,
-        "group_names": ["stack"],
+        "group_names": ["stack", "output"],
         "group_gram": group_gram,
         "output_norm": output_norm,
         **dataclasses.asdict(timing),

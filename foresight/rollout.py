@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from foresight.clock import log_snr
 from foresight.config import GenerationConfig
 from foresight.metrics import psnr
 from foresight.pipeline import Generated, generate
 from foresight.plan import Plan
+from foresight.planner import run_weights, shortest_path
 from foresight.policies.base import Generation, Policy
 
-KINDS = ("stack", "single", "stack", "stack")  # in turn
+KINDS = ("planned", "stack", "planned", "single")  # in turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +33,8 @@ def roll_out(
     """Run a plan and compare it with the uncached run of the same seed.
 
     Returns:
-        The columns `plan`, `coefficients`, `compute_fraction`, `final_error` (latent MSE over the
-        mean square of the uncached latents) and `psnr` in dB.
+        The columns `plan`, `coefficients`, `at_output`, `compute_fraction`, `final_error` (latent
+        MSE over the mean square of the uncached latents) and `psnr` in dB.
     """
     result = generate(pipe, prompt, config, seed=seed, policy=FixedPlan(plan))
     truth = reference.latents.float()
@@ -40,6 +42,7 @@ def roll_out(
     return {
         "plan": plan.actions,
         "coefficients": plan.coefficients,
+        "at_output": plan.at_output,
         "compute_fraction": plan.compute_fraction(),
         "final_error": float(error),
         "psnr": psnr(reference.frames, result.frames),
@@ -47,20 +50,28 @@ def roll_out(
 
 
 def sample_plan(
-    kind: str, rng: np.random.Generator, stack_gram: np.ndarray, num_blocks: int
+    kind: str, rng: np.random.Generator, gram: np.ndarray, sigmas: np.ndarray, num_blocks: int
 ) -> Plan:
-    """Draw a plan to learn from.
+    """Draw a plan at the output to learn from.
 
     Args:
-        kind: "stack": runs of random length in which the whole stack is skipped; "single": one such
-            run.
+        kind: "planned": the planner's for this very trace, at a random budget and with a random
+            emphasis on low or high noise; "stack": skipped runs of random length; "single": one
+            skipped run.
         rng: Source of chance.
-        stack_gram: (S, S) inner products of the stack's residuals, for forecast coefficients.
+        gram: (S, S) inner products of the model's outputs.
+        sigmas: (S,).
         num_blocks: N.
     """
-    steps = len(stack_gram)
+    steps = len(gram)
+    strength = rng.choice([0.0, rng.uniform(0.5, 1.1)], p=[0.3, 0.7])
     computed = np.ones(steps, bool)
-    if kind == "single":
+    if kind == "planned":
+        strength = 1.0
+        gain = np.exp(log_snr(sigmas) * rng.uniform(-0.1, 0.4))
+        weight = run_weights(gain * np.sqrt(_least_errors(gram)), rng.uniform(0.5, 2))
+        computed = shortest_path(weight, int(rng.integers(steps // 4, steps)))
+    elif kind == "single":
         start = rng.integers(1, steps)
         computed[start : start + rng.integers(1, 4)] = False
     else:
@@ -69,10 +80,17 @@ def sample_plan(
             run = min(int(rng.poisson(mean_run)), 8)
             computed[step : step + run] = False
             step += run + 1
-    strength = rng.choice([0.0, rng.uniform(0.5, 1.1)], p=[0.3, 0.7])
-    return Plan.whole_stack(
-        computed, strength * best_coefficients(stack_gram, computed), num_blocks
-    )
+    return Plan.whole_stack(computed, strength * best_coefficients(gram, computed), num_blocks)
+
+
+def _least_errors(gram: np.ndarray) -> np.ndarray:
+    """Squared error (S, S, S), by previous, latest and target step, of the best forecast."""
+    own = np.diag(gram)
+    change = own[:, None] + own[None] - 2 * gram  # (S, S)
+    # <r[s] - r[a], r[a] - r[p]> and ||r[a] - r[p]||^2, over [p, a, s]
+    along = gram[None] - gram[:, None, :] - own[None, :, None] + gram[:, :, None]
+    cut = np.divide(along**2, change[:, :, None], where=change[:, :, None] > 1e-12, out=0 * along)
+    return np.clip(change[None] - cut, 1e-3 * change[None].clip(0), None)
 
 
 def best_coefficients(gram: np.ndarray, computed: np.ndarray) -> np.ndarray:

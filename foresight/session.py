@@ -17,12 +17,13 @@ from foresight.blocks import Block, find_blocks, stream_of
 from foresight.clock import Clock, noise_levels
 from foresight.config import UserError
 from foresight.geometry import generation_config, pooled_prompt
-from foresight.plan import COMPUTE, REUSE, Plan, Row, compile_plan
+from foresight.plan import COMPUTE, REUSE, Operation, Plan, Row, compile_output_plan, compile_plan
 from foresight.policies.base import Generation, Policy
 from foresight.record import Report
 
 _ROOT_HOOK = "foresight_session"
 _BLOCK_HOOK = "foresight_block"
+MODEL = -1
 Tap = Callable[[int, int, int, torch.Tensor, torch.Tensor], None]
 
 
@@ -36,6 +37,10 @@ class _RootHook(ModelHook):
     def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
         self.session._begin_forward(module, args, kwargs)
         return args, kwargs
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        forward: Any = self.fn_ref.original_forward
+        return self.session._run_model(forward, args, kwargs)
 
     def post_forward(self, module: torch.nn.Module, output: Any) -> Any:
         self.session._end_forward()
@@ -55,9 +60,13 @@ class _BlockHook(ModelHook):
 
 
 class _Cache:
-    """What one CFG branch keeps between steps: a residual per slot and the one before it."""
+    """What one CFG branch keeps between steps: a residual per slot and the one before it.
+
+    `output` is the model's latest output object, kept for its form.
+    """
 
     def __init__(self) -> None:
+        self.output: Any = None
         self.latest: dict[int, torch.Tensor] = {}
         self.previous: dict[int, torch.Tensor] = {}
 
@@ -72,8 +81,9 @@ class Session:
     Args:
         pipe: A diffusers pipeline with a `transformer` and a `scheduler`.
         policy: What decides.
-        tap: Called as `tap(step, branch, block, stream, output)` after every computed block; for
-            measuring, with a policy that computes everything.
+        tap: Called as `tap(step, branch, block, stream, output)` after every computed block, and
+            with block = `MODEL` and the latents as stream after the model; for measuring, with a
+            policy that computes everything.
 
     Raises:
         UserError: If the policy was trained for another model, or the pipeline is already in use.
@@ -133,6 +143,7 @@ class Session:
         """A generation starts: nothing of an earlier one, finished or not, may be seen by it."""
         self.generation = self.plan = None
         self._rows: list[Row] | None = None
+        self._model_row: Row | None = None
         self._caches: list[_Cache] = []
         self._executed: list[bytearray] = []
         self._order_seen: list[int] = []
@@ -168,7 +179,12 @@ class Session:
         decided = self.policy.begin(self.generation)
         if isinstance(decided, Plan):
             self.plan = decided
-            self._rows = compile_plan(decided, [block.kind for block in self.blocks])
+            kinds = [block.kind for block in self.blocks]
+            if decided.at_output:
+                self._rows = [[None] * len(kinds)] * self.generation.num_steps
+                self._model_row = compile_output_plan(decided)
+            else:
+                self._rows = compile_plan(decided, kinds)
             self._run = self._run_planned
         else:
             self._rows, self._controller = None, decided
@@ -185,6 +201,38 @@ class Session:
                 raise UserError(f"the blocks ran in another order than expected: {names}")
             self._order_seen = []
 
+    # The whole model, for plans at the output
+
+    def _run_model(self, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        operation = None if self._model_row is None else self._model_row[self.clock.step]
+        cache = self._cache
+        if operation is None or operation.action == COMPUTE:
+            output = forward(*args, **kwargs)
+            if operation is not None:
+                self._store(operation, _sample_of(output).clone())
+                cache.output = output
+            if self._tap is not None:
+                step, stream = self.clock.step, stream_of(args, kwargs)
+                self._tap(step, self._branch, MODEL, stream, _sample_of(output))
+            return output
+        self._step_executed[:] = bytes([operation.action]) * len(self.blocks)
+        return _with_sample(cache.output, self._read(operation))
+
+    def _store(self, operation: Operation, value: torch.Tensor) -> None:
+        cache, slot = self._cache, operation.slot
+        if operation.shift:
+            cache.previous[slot] = cache.latest[slot]
+        else:
+            cache.previous.pop(slot, None)
+        cache.latest[slot] = value
+
+    def _read(self, operation: Operation) -> torch.Tensor:
+        latest = self._cache.latest[operation.slot]
+        if operation.action == REUSE:
+            return latest
+        previous = self._cache.previous[operation.slot]
+        return torch.lerp(previous, latest, 1 + operation.coefficient)
+
     # One block: the hot path
 
     def _run_planned(
@@ -198,11 +246,7 @@ class Session:
                 if not operation.first:
                     cache.latest[slot].add_(output).sub_(stream)
                 else:
-                    if operation.shift:
-                        cache.previous[slot] = cache.latest[slot]
-                    else:
-                        cache.previous.pop(slot, None)
-                    cache.latest[slot] = output - stream
+                    self._store(operation, output - stream)
             return output
         self._step_executed[index] = operation.action
         stream = stream_of(args, kwargs)
@@ -246,6 +290,19 @@ class Session:
             )
         if self._branch == 0:
             self._order_seen.append(index)
+
+
+def _sample_of(output: Any) -> torch.Tensor:
+    """The prediction in what a transformer returned: a tuple, or an output with a first field."""
+    return output[0]
+
+
+def _with_sample(output: Any, sample: torch.Tensor) -> Any:
+    """The same form of output with another prediction."""
+    if isinstance(output, tuple):
+        return (sample, *output[1:])
+    first = next(iter(output))
+    return type(output)(**{**output, first: sample})
 
 
 @contextlib.contextmanager

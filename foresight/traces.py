@@ -51,6 +51,7 @@ ROLLOUT_SCHEMA = pa.schema(
         "kind": pa.string(),
         "plan": pa.list_(pa.list_(pa.int8())),
         "coefficients": _MATRIX,
+        "at_output": pa.bool_(),
         "compute_fraction": pa.float32(),
         "final_error": pa.float32(),
         "psnr": pa.float32(),
@@ -72,9 +73,9 @@ denoising trajectory: {generations} generations of {prompts} prompts in {configs
 
 `gram[b, i, j]` is the inner product of block b's residuals at steps i and j, estimated from
 sketches of {sketch_width} numbers, divided by the mean squared norm of the block's output.
-`group_gram` is the same for the summed residual of the groups in `group_names`. The `rollouts`
-configuration holds plans (0 compute, 1 reuse, 2 forecast) that were run on these generations, and
-the error they left.
+`group_gram` is the same for the whole stack's summed residual and for the model's output. The
+`rollouts` configuration holds plans (0 compute, 1 reuse, 2 forecast) that were run on these
+generations, and the error they left.
 
     datasets.load_dataset("parquet", data_dir=THIS_FOLDER)
 """

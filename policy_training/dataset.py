@@ -1,6 +1,6 @@
 """Queries about reuse, sampled from generations.
 
-A query asks of one generation and one entity (the whole stack, or a block): at step s, with the
+A query asks of one generation and one entity (the model's output, or a block): at step s, with the
 residuals of steps a and p < a at hand, what would reusing or forecasting cost? Its answer is a few
 look-ups in the entity's Gram matrix, so batches are sampled afresh instead of being stored.
 """
@@ -21,15 +21,15 @@ from policy_training.rollouts import gather_rollouts
 BATCHES_PER_EPOCH = 25
 EVALUATION_BATCH = 4096
 EVALUATION_SEED = 1_000_000  # far from the seeds of the epochs
-# The planner weighs whole-stack reuse against blocks, so the stack gets this share of the queries.
-STACK_SHARE = 0.25
+# Plans are made at the output, so it gets this share of the queries.
+OUTPUT_SHARE = 0.25
 
 
 class Queries(NamedTuple):
     """A batch of Q queries."""
 
     entity: Tensor
-    """(Q,) 0 for the whole stack, 1 + b for block b."""
+    """(Q,) 0 for the model's output, 1 + b for block b."""
     steps: Tensor
     """(Q, 3) step indices s, a, p; p = a where nothing was computed before a."""
     levels: Tensor
@@ -94,7 +94,7 @@ def _sample(
     num_generations, num_entities = bucket.gram.shape[:2]
     row = torch.randint(num_generations, (count,), generator=generator)
     block = torch.randint(1, num_entities, (count,), generator=generator)
-    entity = torch.where(torch.rand(count, generator=generator) < STACK_SHARE, 0, block)
+    entity = torch.where(torch.rand(count, generator=generator) < OUTPUT_SHARE, 0, block)
     table, weights = triples
     picks = torch.multinomial(weights, max(count, 1), replacement=True, generator=generator)
     steps = table[picks[:count]]

@@ -31,7 +31,7 @@ class Bucket:
     """Generations with the same number of steps S, as tensors; G of them, E = 1 + N entities."""
 
     gram: Tensor
-    """(G, E, S, S); entity 0 is the whole stack, entity 1 + b block b."""
+    """(G, E, S, S); entity 0 is the model's output, entity 1 + b block b."""
     sigmas: Tensor
     """(G, S) noise level of each step."""
     embedding: Tensor
@@ -124,6 +124,12 @@ def _embeddings(generations: list[ProfiledGeneration], use: str, seed: int) -> l
     return [own[generation.trace["prompt"]] for generation in generations]
 
 
+def _with_output(trace: dict[str, Any]) -> np.ndarray:
+    """Gram matrices (1 + N, S, S): of the model's output, then of every block."""
+    output = trace["group_gram"][trace["group_names"].index("output")]
+    return np.concatenate([output[None], trace["gram"]])
+
+
 def make_buckets(
     generations: list[ProfiledGeneration], use: str = "prompt", seed: int = 0
 ) -> list[Bucket]:
@@ -134,7 +140,7 @@ def make_buckets(
     buckets = []
     for _, members in sorted(groups.items()):
         traces = [generation.trace for generation, _ in members]
-        grams = [np.concatenate([t["group_gram"][:1], t["gram"]]) for t in traces]
+        grams = [_with_output(t) for t in traces]
         buckets.append(
             Bucket(
                 gram=torch.from_numpy(np.stack(grams)).float(),

@@ -21,6 +21,7 @@ from policy_training.labels import forecast_error, safe_to_reuse
 from policy_training.rollouts import Rollouts
 
 FIGURES_EVERY = 8
+GAIN_RATE = 10
 
 
 class ReuseTraining(lightning.LightningModule):
@@ -89,11 +90,16 @@ class ReuseTraining(lightning.LightningModule):
             rollouts.sigmas.gather(1, rollouts.steps.flatten(1)).reshape(-1, 3),
             context.repeat_interleave(shape[1], dim=0),
         )
-        forecast = rollouts.actions == FORECAST
-        risks = {name: out[name].exp().reshape(shape[:2]) for name in ("log_reuse", "log_forecast")}
-        return self.log_damage(
-            rollouts, torch.where(forecast, risks["log_forecast"], risks["log_reuse"])
+        change, left, best = (
+            out[name].reshape(shape[:2]) for name in ("log_reuse", "log_forecast", "coefficient")
         )
+        change, left = change.exp(), left.exp()
+        # Off the best coefficient the error grows as a parabola through that of reuse at zero.
+        known = best.abs() > 1e-3
+        miss = (rollouts.coefficients / torch.where(known, best, 1.0) - 1) ** 2
+        executed = torch.where(known, left + miss * (change - left).clamp(min=0), change)
+        errors = torch.where(rollouts.actions == FORECAST, executed, change)
+        return self.log_damage(rollouts, errors)
 
     def losses(self, queries: Queries, out: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalar losses of the dense part.
@@ -173,11 +179,21 @@ class ReuseTraining(lightning.LightningModule):
         return self.trainer.datamodule
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with one cycle of the learning rate over the whole run."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"], weight_decay=0.01)
+        """AdamW with one cycle of the learning rate over the whole run; the gains learn faster.
+
+        They are a handful of numbers of the size of one, set by few roll-outs.
+        """
+        damage = [*self.model.gain.parameters(), self.model.log_power]
+        chosen = {id(parameter) for parameter in damage}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
+        rates = [self.hparams["lr"], GAIN_RATE * self.hparams["lr"]]
+        optimizer = torch.optim.AdamW(
+            [{"params": rest, "weight_decay": 0.01}, {"params": damage, "weight_decay": 0.0}],
+            lr=self.hparams["lr"],
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=self.hparams["lr"],
+            max_lr=rates,
             total_steps=self.hparams["max_epochs"] * BATCHES_PER_EPOCH,
         )
         return {

@@ -1,4 +1,4 @@
-"""Roll-outs as tensors: what each executed plan did to the stack's residual, and to the video."""
+"""Roll-outs as tensors: what each executed plan did to the model's output, and to the video."""
 
 from typing import Any, NamedTuple
 
@@ -12,14 +12,16 @@ from policy_training.labels import forecast_error, moments
 
 
 class Rollouts(NamedTuple):
-    """R whole-stack roll-outs of generations with the same number of steps S."""
+    """R roll-outs of plans at the output, of generations with the same number of steps S."""
 
     actions: Tensor
     """(R, S) compute, reuse or forecast."""
+    coefficients: Tensor
+    """(R, S) of the forecasts."""
     steps: Tensor
     """(R, S, 3) step s, and the steps a and p that its residual was taken from."""
     errors: Tensor
-    """(R, S) squared error of the stack's residual, read off the uncached trace."""
+    """(R, S) squared error of the model's output, read off the uncached trace."""
     sigmas: Tensor
     """(R, S)"""
     embedding: Tensor
@@ -60,7 +62,7 @@ def executed_errors(
 
 
 def gather_rollouts(buckets: list[Bucket]) -> list[Rollouts]:
-    """The roll-outs in which all blocks shared every decision, of each bucket that has some."""
+    """The roll-outs of plans at the output, of each bucket that has some."""
     found = [_gather(bucket) for bucket in buckets]
     return [rollouts for rollouts in found if rollouts is not None]
 
@@ -70,7 +72,7 @@ def _gather(bucket: Bucket) -> Rollouts | None:
     for index, rollouts in enumerate(bucket.rollouts):
         for rollout in rollouts:
             plan = np.asarray(rollout["plan"]).astype(np.int64)
-            shared = (plan == plan[:, :1]).all() and (plan != COMPUTE).any()
+            shared = rollout["at_output"] and (plan != COMPUTE).any()
             if shared and rollout["final_error"] > 0:
                 coefficients = np.asarray(rollout["coefficients"]).mean(axis=1)
                 found.append((index, plan[:, 0], coefficients, rollout))
@@ -85,6 +87,7 @@ def _gather(bucket: Bucket) -> Rollouts | None:
     final = torch.tensor([float(rollout["final_error"]) for *_, rollout in found])
     return Rollouts(
         actions=torch.from_numpy(np.stack([actions for _, actions, _, _ in found])),
+        coefficients=torch.tensor(np.stack([betas for _, _, betas, _ in found])).float(),
         steps=torch.stack(steps),
         errors=torch.stack(errors),
         sigmas=bucket.sigmas[rows],

@@ -54,8 +54,8 @@ def trace(number: int, prompt: str, rng: np.random.Generator) -> dict[str, Any]:
         "timesteps": np.linspace(999, 0, NUM_STEPS),
         "sigmas": np.linspace(0.99, 0.1, NUM_STEPS),
         "gram": np.einsum("bid,bjd->bij", vectors, vectors) / 32,
-        "group_names": ["stack"],
-        "group_gram": (stack @ stack.T)[None] / 64,
+        "group_names": ["stack", "output"],
+        "group_gram": np.repeat((stack @ stack.T)[None] / 64, 2, axis=0),
         "output_norm": np.ones((NUM_BLOCKS, NUM_STEPS)),
         "block_seconds": np.full(NUM_BLOCKS, 0.01),
         "overhead_seconds": 0.002,
@@ -74,6 +74,7 @@ def rollout(row: dict[str, Any], plan: Plan, rng: np.random.Generator) -> dict[s
         "kind": "stack",
         "plan": plan.actions,
         "coefficients": plan.coefficients,
+        "at_output": True,
         "compute_fraction": 1 - skipped,
         "final_error": 0.01 * skipped**2 * rng.uniform(0.8, 1.2),
         "psnr": 30.0,
@@ -93,6 +94,9 @@ def write_trace_set(folder: Path, *, prompts: int = 6, seeds: int = 1) -> Path:
     for number in range(prompts * seeds):
         rng = np.random.default_rng(number)
         row = trace(number, f"prompt {number % prompts}", rng)
-        plans = [sample_plan("stack", rng, row["group_gram"][0], NUM_BLOCKS) for _ in range(2)]
+        plans = [
+            sample_plan("stack", rng, row["group_gram"][1], row["sigmas"], NUM_BLOCKS)
+            for _ in range(2)
+        ]
         traces.add(number, row, [rollout(row, plan, rng) for plan in plans])
     return folder

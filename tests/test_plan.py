@@ -135,3 +135,10 @@ def test_compute_fraction_is_a_share_of_the_cost():
     assert plan.shape == (4, 2)
     assert plan.compute_fraction() == pytest.approx(4 / 8)
     assert plan.compute_fraction(np.array([3.0, 1.0])) == pytest.approx((2 * 3 + 2 * 1) / 16)
+
+
+def test_blocks_cannot_differ_at_the_output():
+    actions = np.zeros((3, 2), np.uint8)
+    actions[2, 0] = REUSE
+    with pytest.raises(ValueError, match="differ"):
+        Plan(actions, np.zeros((3, 2), np.float32), at_output=True)

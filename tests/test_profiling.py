@@ -26,6 +26,7 @@ from foresight.pipeline import load_pipeline
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
 from foresight.profiling import TraceRecorder, measure_timing, profile
 from foresight.rollout import KINDS, best_coefficients, sample_plan
+from foresight.session import MODEL
 from foresight.sketch import Sketcher
 from foresight.traces import TraceSet
 
@@ -60,15 +61,20 @@ def test_grams_are_those_of_the_exact_residuals(pipe, size):
     A sketch wider than the residual is exact, and tells whether layouts were told apart.
     """
     steps = 4
-    recorder = TraceRecorder(NUM_BLOCKS, Sketcher(SKETCH_WIDTH))
-    wide = TraceRecorder(NUM_BLOCKS, Sketcher(2 * size[0] * size[1] * 16))
+    recorder = TraceRecorder(NUM_BLOCKS, Sketcher(SKETCH_WIDTH), guidance_scale=4.0)
+    wide = TraceRecorder(NUM_BLOCKS, Sketcher(2 * size[0] * size[1] * 16), guidance_scale=4.0)
 
     def tap(*seen):
         recorder(*seen)
         wide(*seen)
 
+    predictions = []
     with watch_blocks(pipe) as calls, foresight.reuse(pipe, "none", tap=tap):
+        handle = pipe.transformer.register_forward_hook(
+            lambda _, args, output: predictions.append(output[0][:, :4].clone())
+        )
         sample(pipe, size=size, steps=steps)
+        handle.remove()
     residuals = torch.zeros(NUM_BLOCKS, steps, calls[0].output.numel())
     norms = np.zeros((NUM_BLOCKS, steps))
     for call in calls:
@@ -81,12 +87,15 @@ def test_grams_are_those_of_the_exact_residuals(pipe, size):
 
     gram, group_gram, output_norm = recorder.grams()
     assert output_norm == pytest.approx(np.sqrt(norms), rel=1e-4)
-    assert group_gram.shape == (1, steps, steps)
+    assert group_gram.shape == (2, steps, steps)
     assert_within_sketch_error(gram, exact)
     assert_within_sketch_error(group_gram[0], exact_stack)
     gram, group_gram, _ = wide.grams()
     assert gram == pytest.approx(exact, rel=1e-4)
     assert group_gram[0] == pytest.approx(exact_stack, rel=1e-4)
+    guided = torch.stack([u + 4 * (c - u) for u, c in predictions]).flatten(1)
+    exact_output = exact_grams(guided)
+    assert group_gram[1] == pytest.approx(exact_output / np.diag(exact_output).mean(), rel=1e-4)
 
 
 def test_branches_that_run_one_after_the_other_are_added():
@@ -97,6 +106,8 @@ def test_branches_that_run_one_after_the_other_are_added():
     for step, branch, block in np.ndindex(3, 2, 2):
         place = step, branch, block
         recorder(step, branch, block, streams[place], outputs[place])
+    for step, branch in np.ndindex(3, 2):
+        recorder(step, branch, MODEL, streams[step, branch, 0], outputs[step, branch, 1])
     gram, group_gram, output_norm = recorder.grams()
     residuals = (outputs - streams).flatten(3)
     energy = outputs.square().flatten(3).sum(dim=(1, 3)).numpy()  # step, block
@@ -106,6 +117,8 @@ def test_branches_that_run_one_after_the_other_are_added():
     stack = residuals.sum(dim=2).flatten(1)
     assert group_gram[0] == pytest.approx(exact_grams(stack) / scale[-1], rel=1e-4, abs=1e-6)
     assert output_norm == pytest.approx(np.sqrt(energy.T), rel=1e-5)
+    seen = exact_grams(outputs[:, :, 1].flatten(1))
+    assert group_gram[1] == pytest.approx(seen / np.diag(seen).mean(), rel=1e-4, abs=1e-6)
 
 
 def test_timing_adds_up_to_the_time_of_a_step(pipe):
@@ -125,8 +138,8 @@ def test_a_trace_holds_what_the_contract_says(profiled, pipe):
     for number, trace in enumerate(found.traces):
         assert trace["seed"] == number
         assert trace["gram"].shape == (NUM_BLOCKS, steps, steps)
-        assert trace["group_gram"].shape == (1, steps, steps)
-        assert trace["group_names"] == ["stack"]
+        assert trace["group_gram"].shape == (2, steps, steps)
+        assert trace["group_names"] == ["stack", "output"]
         assert trace["output_norm"].shape == (NUM_BLOCKS, steps)
         assert trace["block_seconds"].shape == (NUM_BLOCKS,)
         assert trace["prompt_embedding"].shape == (128,)
@@ -176,8 +189,8 @@ def test_sampled_plans_cover_reuse_and_forecast(rng):
     gram = vectors @ vectors.T
     seen = set()
     for _ in range(60):
-        for kind in ("stack", "single"):
-            plan = sample_plan(kind, rng, gram, NUM_BLOCKS)
+        for kind in ("planned", "stack", "single"):
+            plan = sample_plan(kind, rng, gram, np.linspace(0.99, 0.05, 20), NUM_BLOCKS)
             assert plan.shape == (20, NUM_BLOCKS)
             assert (plan.actions[0] == COMPUTE).all()
             assert (plan.actions == plan.actions[:, :1]).all()

@@ -253,3 +253,43 @@ def test_layouts_are_inverse_to_each_other():
     there = to_temporal(tokens, batch=2)
     assert there.shape == (10, 3, 4)
     assert torch.equal(to_temporal(there, batch=2), tokens)
+
+
+def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe):
+    """Skipped steps take the model's output from the last two that it was run for."""
+    computed = np.isin(np.arange(STEPS), (0, 2, 3, 6))
+    betas = np.where(np.arange(STEPS) > 3, np.linspace(0.2, 1.1, STEPS), 0.0)
+    plan = Plan.whole_stack(computed, betas, NUM_BLOCKS, at_output=True)
+    with watch_blocks(pipe) as calls:
+        latents = run(pipe, plan)
+    assert len(calls) == computed.sum() * NUM_BLOCKS
+
+    original, seen = pipe.transformer.forward, []
+    steps = iter(range(STEPS))
+
+    def by_hand(*args, **kwargs):
+        step = next(steps)
+        if computed[step]:
+            seen.append(original(*args, **kwargs)[0])
+            return (seen[-1],)
+        motion = seen[-1] - seen[-2] if len(seen) > 1 else 0
+        return (seen[-1] + betas[step] * motion,)
+
+    pipe.transformer.forward = by_hand
+    try:
+        expected = sample(pipe)
+    finally:
+        pipe.transformer.forward = original
+    torch.testing.assert_close(latents, expected, **TOLERANCE)
+
+
+def test_a_plan_at_the_output_keeps_two_latents(pipe):
+    betas = np.full(STEPS, 0.5)
+    betas[1] = 0  # one computed step is not enough to forecast from
+    computed = np.arange(STEPS) % 2 == 0
+    with foresight.reuse(
+        pipe, FixedPlan(Plan.whole_stack(computed, betas, NUM_BLOCKS, at_output=True))
+    ) as session:
+        latents = sample(pipe)
+    branches, halves = 2, 2  # CFG in one batch; Latte predicts twice the channels
+    assert session.report().cache_bytes == 2 * branches * halves * latents.nbytes

@@ -11,12 +11,12 @@ import torch
 
 from foresight.config import UserError
 from foresight.fingerprint import fingerprint
-from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
+from foresight.plan import Plan
 from foresight.planner import run_weights, shortest_path, steps_for_speedup
 from foresight.policies.base import Generation, Policy
 from foresight.policies.network import ReuseModel, config_features
 
-STACK = 0
+OUTPUT = 0
 LONGEST_RUN = 8
 
 
@@ -130,19 +130,12 @@ class LearnedPolicy(Policy):
             return Plan.from_actions(np.zeros((steps, blocks)))
         count = max(1, int(allowed + 1e-6))
         amplitude, coefficients = self._predict(generation, max(LONGEST_RUN, -(-steps // count)))
-        whole = shortest_path(run_weights(amplitude, float(self.model.power)), count)
-        computed = np.repeat(whole[:, None], blocks, axis=1)
-        rest = (allowed - whole.sum()) * costs.sum()
-        tail = (
-            np.cumsum(costs[::-1])[::-1] <= rest
-        )  # as many of the last blocks as the rest pays for
-        computed[_costliest_end(whole, amplitude)] |= tail
+        computed = shortest_path(run_weights(amplitude, float(self.model.power)), count)
         betas = _coefficients(computed, coefficients)
-        actions = np.where(computed, COMPUTE, np.where(betas != 0, FORECAST, REUSE))
-        return Plan(actions.astype(np.uint8), betas.astype(np.float32))
+        return Plan.whole_stack(computed, betas, blocks, at_output=True)
 
     def _predict(self, generation: Generation, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """Amplitudes and forecast coefficients of the stack, (S, S, S) by previous, latest, target.
+        """Amplitudes and coefficients of the output, (S, S, S) by previous, latest, target step.
 
         Infinite where more than `longest` steps would be skipped in a row.
         """
@@ -154,7 +147,7 @@ class LearnedPolicy(Policy):
         p, a, s = p[wanted], a[wanted], s[wanted]
         context = self._context(generation)
         out = self.model(
-            torch.full((len(s),), STACK),
+            torch.full((len(s),), OUTPUT),
             sigmas[np.stack([s, a, p], axis=1)],
             context.expand(len(s), -1),
         )
@@ -172,31 +165,18 @@ class LearnedPolicy(Policy):
         return self.model.context(prompt[None], torch.tensor([config_features(generation.config)]))
 
 
-def _costliest_end(computed: np.ndarray, amplitude: np.ndarray) -> int:
-    """Of the last steps of all skipped runs, the one where skipping does most damage."""
-    worst, found = -1.0, 0
+def _coefficients(computed: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    """Forecast coefficients (S,) of the skipped steps, by the last two computed ones.
+
+    Args:
+        computed: bool (S,); step 0 is computed.
+        coefficients: (S, S, S) by previous, latest, target.
+    """
+    betas = np.zeros(len(computed))
     previous = latest = 0
     for step in range(1, len(computed)):
         if computed[step]:
             previous, latest = latest, step
-        elif step + 1 == len(computed) or computed[step + 1]:
-            damage = float(amplitude[previous, latest, step])
-            if damage > worst:
-                worst, found = damage, step
-    return found
-
-
-def _coefficients(computed: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """Forecast coefficients (S, N) of what is skipped, by each block's last two computed steps.
-
-    Args:
-        computed: bool (S, N); step 0 is computed.
-        coefficients: (S, S, S) by previous, latest, target.
-    """
-    betas = np.zeros(computed.shape)
-    previous, latest = np.zeros((2, computed.shape[1]), int)
-    for step in range(1, len(computed)):
-        betas[step] = np.where(computed[step], 0.0, coefficients[previous, latest, step])
-        previous = np.where(computed[step], latest, previous)
-        latest = np.where(computed[step], step, latest)
+        else:
+            betas[step] = coefficients[previous, latest, step]
     return betas

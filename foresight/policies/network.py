@@ -4,13 +4,13 @@ It starts from what the traces say on average, the mean Gram matrix of every ent
 levels (a kernel: any step count reads it by interpolation), and learns what prompt, configuration
 and the steps themselves change about that.
 
-An entity is the whole stack (0) or one block (1 + index). For a target step s whose residual is
-taken from the last computed step a, and forecast with the one before, p, the network predicts
+An entity is the model's output (0) or the residual r of one block (1 + index). For a target step s,
+the last computed step a and the one before, p, the network predicts
 
     coefficient   beta of the forecast `r[a] + beta * (r[a] - r[p])`
     log_reuse     log of ||r[s] - r[a]||^2, relative as in a trace's Gram matrix
     log_forecast  log of what the forecast leaves
-    log_gain      log of how far an error of the stack's residual at s reaches the video
+    log_gain      log of how far an error of the output at s reaches the video
 
 and composes the damage of a plan from them: errors of one run of skipped steps add up in amplitude,
 runs add up as a p-norm with a learned power.
@@ -80,9 +80,9 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         self.trunk = nn.Sequential(
             nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), answers
         )
-        self.gain = nn.Sequential(
-            nn.Linear(9 + NUM_CONFIG_FEATURES, hidden // 2), nn.SiLU(), nn.Linear(hidden // 2, 1)
-        )
+        self.gain = nn.Linear(4 + NUM_CONFIG_FEATURES, 1)
+        nn.init.zeros_(self.gain.weight)
+        nn.init.constant_(self.gain.bias, -1.0)
         self.log_power = nn.Parameter(torch.zeros(()))
         nn.init.normal_(self.entity.weight, std=0.3)
 
@@ -177,16 +177,18 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         }
 
     def log_gain(self, sigmas: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Log amplitude gain per step: sigmas (..., S), context (..., C) -> (..., S)."""
-        steps = (
-            torch.cat([-sigmas.diff(dim=-1), sigmas[..., -1:]], dim=-1).clamp(min=1e-4).log() / 3
-        )
+        """Log amplitude gain per step: sigmas (..., S), context (..., C) -> (..., S).
+
+        A low-order curve over noise level and step size: roll-outs are few, and a freer function
+        fits their noise.
+        """
+        steps = torch.cat([-sigmas.diff(dim=-1), sigmas[..., -1:]], dim=-1).clamp(min=1e-4)
+        level = _log_ratio(sigmas) / 4
+        curve = torch.stack([level, level**2, level**3, steps.log() / 3], dim=-1)
         configs = context[..., None, -NUM_CONFIG_FEATURES:].expand(
             *sigmas.shape, NUM_CONFIG_FEATURES
         )
-        return self.gain(torch.cat([_waves(sigmas)[..., :8], steps[..., None], configs], dim=-1))[
-            ..., 0
-        ]
+        return self.gain(torch.cat([curve, configs], dim=-1))[..., 0]
 
     @property
     def power(self) -> torch.Tensor:
@@ -196,10 +198,10 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
     def log_damage(
         self, errors: torch.Tensor, skipped: torch.Tensor, log_gain: torch.Tensor
     ) -> torch.Tensor:
-        """Log of the predicted final error of whole-stack plans.
+        """Log of the predicted final error of plans at the output.
 
         Args:
-            errors: (B, S) squared relative error of the stack's residual at each step.
+            errors: (B, S) squared relative error of the output at each step.
             skipped: bool (B, S).
             log_gain: (B, S).
 
@@ -215,9 +217,15 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         return torch.logsumexp(self.power * log_runs, dim=1) / self.power
 
 
+def _log_ratio(sigmas: torch.Tensor) -> torch.Tensor:
+    """Log of signal over noise, with sigmas kept off 0 and 1."""
+    inside = sigmas.clamp(1e-4, 1 - 1e-4)
+    return ((1 - inside) / inside).log()
+
+
 def _waves(sigmas: torch.Tensor) -> torch.Tensor:
     """Smooth features of a noise level: (...) -> (..., 9)."""
-    inside = sigmas.clamp(1e-4, 1 - 1e-4)
-    angles = inside[..., None] * math.pi * torch.tensor([1.0, 2.0, 4.0], device=sigmas.device)
-    level = ((1 - inside) / inside).log()[..., None] / 4
-    return torch.cat([level, inside[..., None], level**2, angles.sin(), angles.cos()], dim=-1)
+    frequencies = torch.tensor([1.0, 2.0, 4.0], device=sigmas.device)
+    angles = sigmas[..., None] * math.pi * frequencies
+    level = _log_ratio(sigmas)[..., None] / 4
+    return torch.cat([level, sigmas[..., None], level**2, angles.sin(), angles.cos()], dim=-1)
