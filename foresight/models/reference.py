@@ -84,6 +84,11 @@ def main() -> None:
         "--work", type=Path, default=Path("runs/reference"), help="state of the stages"
     )
     parser.add_argument(
+        "--start",
+        type=Path,
+        help="pipeline folder to start from; with --vae-steps 0 its VAE stays as it is",
+    )
+    parser.add_argument(
         "--prompts", type=Path, default=Path("data/prompts/test.txt"), help="for the card"
     )
     parser.add_argument("--vae-steps", type=int, default=1300)
@@ -97,7 +102,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
-    pipe = build_pipeline()
+    pipe = LattePipeline.from_pretrained(args.start) if args.start else build_pipeline()
     train_vae(pipe.vae, args.work, steps=args.vae_steps, batch_size=8, device=device)
     train_denoiser(
         pipe,
