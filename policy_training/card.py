@@ -48,7 +48,7 @@ session.report()
 {% endfor %}
 ## Measured on held-out prompts
 
-A query asks of one generation and one block (or the whole stack) at one step, given the steps
+A query asks of one generation and one block (or the model's output) at one step, given the steps
 computed before. Of {{ num_queries }} queries {{ safe_percent }} % are safe to reuse: the residual
 has changed by at most {{ tolerance_percent }} % of its own norm.
 
