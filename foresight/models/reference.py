@@ -43,7 +43,7 @@ It knows the words of `foresight/models/clips.py`, 64x64 and 64x96 pixels, 16 fr
 Trained by `make reference`: {vae_steps} VAE steps, then {steps} denoiser steps of {batch_size}
 clips.
 
-## Twelve prompts it was not shown as such
+## Twelve test prompts
 
 Four of sixteen frames each; 30 steps, guidance 4, seed 0, prompts from `data/prompts/test.txt`.
 
