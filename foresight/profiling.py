@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from foresight.config import GenerationConfig, Prompt
 from foresight.fingerprint import fingerprint
 from foresight.pipeline import Generated, generate
-from foresight.rollout import KINDS, roll_out, sample_plan
+from foresight.plan import Plan
+from foresight.rollout import KINDS, FixedPlan, roll_out, sample_plan
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
 from foresight.traces import TraceSet
@@ -120,10 +121,14 @@ def _swap(tokens: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of a plain run: per block call (N,), per step outside the blocks, and per part."""
+    """Seconds of a plain run: per block call (N,), per step outside the blocks, and per part.
+
+    `skip_seconds` is what a step takes in which the model is not run at all.
+    """
 
     block_seconds: np.ndarray
     overhead_seconds: float
+    skip_seconds: float
     text_seconds: float
     denoise_seconds: float
     vae_seconds: float
@@ -158,8 +163,16 @@ def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
     total = plain.denoise_seconds / calls
     scale = min(1.0, 0.98 * total / medians.sum())
     seconds = medians * scale
+    once = Plan.whole_stack(np.arange(calls) == 0, np.zeros(calls), count, at_output=True)
+    idle = generate(pipe, prompt, config, seed=0, policy=FixedPlan(once))
+    skipped = max(0.0, (idle.denoise_seconds - total) / max(1, calls - 1))
     return Timing(
-        seconds, total - seconds.sum(), plain.text_seconds, plain.denoise_seconds, plain.vae_seconds
+        block_seconds=seconds,
+        overhead_seconds=total - seconds.sum(),
+        skip_seconds=skipped,
+        text_seconds=plain.text_seconds,
+        denoise_seconds=plain.denoise_seconds,
+        vae_seconds=plain.vae_seconds,
     )
 
 

@@ -39,6 +39,7 @@ TRACE_SCHEMA = pa.schema(
         "output_norm": _MATRIX,
         "block_seconds": _VECTOR,
         "overhead_seconds": pa.float32(),
+        "skip_seconds": pa.float32(),
         "text_seconds": pa.float32(),
         "denoise_seconds": pa.float32(),
         "vae_seconds": pa.float32(),

@@ -12,14 +12,17 @@ from policy_training.generations import ProfiledGeneration, fingerprint_of
 
 
 def measured_costs(generations: list[ProfiledGeneration]) -> dict[str, list[float] | float]:
-    """Mean seconds of each block, of a step outside its blocks, and of a skipped stack.
+    """Mean seconds of each block, and of what every step takes even if the model is not run.
 
-    What a skipped stack costs is not profiled apart from a step's overhead; it counts as nothing.
+    What the model does outside its blocks is spread over them: it runs when they run.
     """
     traces = [generation.trace for generation in generations]
+    blocks = np.mean([trace["block_seconds"] for trace in traces], axis=0)
+    overhead = float(np.mean([trace["overhead_seconds"] for trace in traces]))
+    idle = min(overhead, float(np.mean([trace["skip_seconds"] for trace in traces])))
     return {
-        "block_seconds": np.mean([trace["block_seconds"] for trace in traces], axis=0).tolist(),
-        "overhead_seconds": float(np.mean([trace["overhead_seconds"] for trace in traces])),
+        "block_seconds": (blocks * (1 + (overhead - idle) / blocks.sum())).tolist(),
+        "overhead_seconds": idle,
         "skip_seconds": 0.0,
     }
 

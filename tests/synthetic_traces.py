@@ -59,6 +59,7 @@ def trace(number: int, prompt: str, rng: np.random.Generator) -> dict[str, Any]:
         "output_norm": np.ones((NUM_BLOCKS, NUM_STEPS)),
         "block_seconds": np.full(NUM_BLOCKS, 0.01),
         "overhead_seconds": 0.002,
+        "skip_seconds": 0.001,
         "text_seconds": 0.1,
         "denoise_seconds": 0.4,
         "vae_seconds": 0.1,
