@@ -80,7 +80,8 @@ def sample_plan(
             run = min(int(rng.poisson(mean_run)), 8)
             computed[step : step + run] = False
             step += run + 1
-    return Plan.whole_stack(computed, strength * best_coefficients(gram, computed), num_blocks)
+    betas = strength * best_coefficients(gram, computed)
+    return Plan.whole_stack(computed, betas, num_blocks, at_output=True)
 
 
 def _least_errors(gram: np.ndarray) -> np.ndarray:

@@ -193,6 +193,7 @@ def test_sampled_plans_cover_reuse_and_forecast(rng):
             plan = sample_plan(kind, rng, gram, np.linspace(0.99, 0.05, 20), NUM_BLOCKS)
             assert plan.shape == (20, NUM_BLOCKS)
             assert (plan.actions[0] == COMPUTE).all()
+            assert plan.at_output
             assert (plan.actions == plan.actions[:, :1]).all()
             runs = np.diff((plan.actions[:, 0] != COMPUTE).astype(int), prepend=0) == 1
             if kind == "single":
