@@ -56,6 +56,7 @@ class HandWrittenLatte:
     def __init__(self, model, plan: Plan) -> None:
         self.model, self.plan, self.step = model, plan, 0
         self.kept = [[] for _ in range(plan.shape[1])]
+        self.outputs = []
 
     def block(self, index: int, stream: torch.Tensor, *conditions) -> torch.Tensor:
         action, kept = self.plan.actions[self.step, index], self.kept[index]
@@ -71,6 +72,19 @@ class HandWrittenLatte:
         return stream + (kept[-1] + beta * (kept[-1] - kept[-2]))
 
     def __call__(self, hidden_states, timestep, encoder_hidden_states, **_) -> tuple[torch.Tensor]:
+        action = self.plan.actions[self.step, 0]
+        if not self.plan.at_output or action == COMPUTE:
+            self.outputs.append(self.whole(hidden_states, timestep, encoder_hidden_states))
+            output = self.outputs[-1]
+        elif action == REUSE:
+            output = self.outputs[-1]
+        else:
+            beta = float(self.plan.coefficients[self.step, 0])
+            output = self.outputs[-1] + beta * (self.outputs[-1] - self.outputs[-2])
+        self.step += 1
+        return (output,)
+
+    def whole(self, hidden_states, timestep, encoder_hidden_states) -> torch.Tensor:
         model = self.model
         batch, channels, frames, height, width = hidden_states.shape
         size = model.config.patch_size
@@ -94,9 +108,7 @@ class HandWrittenLatte:
         modulation = model.scale_shift_table + embedded.repeat_interleave(frames, dim=0)[:, None]
         stream = model.norm_out(stream) * (1 + modulation[:, 1:]) + modulation[:, :1]
         pixels = model.proj_out(stream).reshape(batch, frames, rows, columns, size, size, -1)
-        pixels = pixels.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)
-        self.step += 1
-        return (pixels,)
+        return pixels.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)
 
 
 def sample_by_hand(pipe, plan: Plan, **settings) -> torch.Tensor:
