@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from foresight.blocks import find_blocks
+from foresight.blocks import find_blocks, find_transformers
 
 
 def fingerprint(pipe: Any) -> dict[str, Any]:
@@ -14,17 +14,19 @@ def fingerprint(pipe: Any) -> dict[str, Any]:
 
     The hash covers name, shape and 64 evenly spaced values of every parameter, in float32.
     """
-    blocks = find_blocks(pipe.transformer)
+    transformers = list(find_transformers(pipe).values())
+    blocks = find_blocks(transformers[0])
     digest = hashlib.sha256()
-    for name, parameter in sorted(pipe.transformer.named_parameters()):
-        flat = parameter.detach().flatten()
-        picks = torch.linspace(0, flat.numel() - 1, 64, dtype=torch.float64).long()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(flat[picks.to(flat.device)].bfloat16().float().cpu().numpy().tobytes())
+    for transformer in transformers:
+        for name, parameter in sorted(transformer.named_parameters()):
+            flat = parameter.detach().flatten()
+            picks = torch.linspace(0, flat.numel() - 1, 64, dtype=torch.float64).long()
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(flat[picks.to(flat.device)].bfloat16().float().cpu().numpy().tobytes())
     widths = [p.shape[-1] for p in blocks[0].module.parameters() if p.ndim == 2]
     return {
         "id": Path(str(getattr(pipe, "foresight_id", pipe.config.get("_name_or_path", "")))).name,
-        "transformer": type(pipe.transformer).__name__,
+        "transformer": type(transformers[0]).__name__,
         "num_blocks": len(blocks),
         "block_names": [block.name for block in blocks],
         "block_kinds": [block.kind for block in blocks],

@@ -140,7 +140,8 @@ def time_shares(traces: list[dict[str, Any]]) -> np.ndarray:
 
 def _trace_figures(path: Path) -> dict[str, Figure]:
     found = TraceSet.open(path)
-    traces, kinds = found.traces, found.settings["model"]["block_kinds"]
+    traces = found.traces
+    kinds = json.loads(traces[0]["model"])["block_kinds"]
     if min(trace["num_inference_steps"] for trace in traces) < 3:
         raise UserError(f"{path} has generations of fewer than 3 steps; there is no change to draw")
     configs = [_config(trace) for trace in traces]

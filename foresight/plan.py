@@ -1,6 +1,7 @@
 """The plan: for every step and block, compute, reuse or forecast; known before the loop starts."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -80,6 +81,18 @@ class Plan:
             at_output,
         )
 
+    def restarted(self, step: int) -> "Plan":
+        """What is left of the plan from a step on, where nothing computed before can be used.
+
+        That step is computed, and forecasts that lack two computed steps become reuse.
+        """
+        actions, betas = self.actions[step:].copy(), self.coefficients[step:].copy()
+        actions[0], betas[0] = COMPUTE, 0
+        computed_before = np.cumsum(actions == COMPUTE, axis=0) - (actions == COMPUTE)
+        short = (actions == FORECAST) & (computed_before < 2)
+        actions[short], betas[short] = REUSE, 0
+        return dataclasses.replace(self, actions=actions, coefficients=betas)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(steps, blocks)."""
@@ -96,24 +109,25 @@ class Operation:
     """What one block does at one step, with everything decided beforehand.
 
     `slot` is the tensor that a group of blocks shares. A computed block with an operation stores
-    its
-    residual there: the `first` of its group starts the tensor (after moving it to `previous` where
-    a later forecast needs both), the others add to it. A skipped block passes its input on; the
-    `last` of its group adds the tensor.
+    its residual there: the `first` of its group starts the tensor (after moving it to `previous`
+    where a later forecast needs both), the others add to it. A skipped block passes its input on;
+    the `last` of its group adds the tensor, and lets go of what no later step reads.
     """
 
     action: int
     slot: int
     first: bool
     last: bool
-    shift: bool
-    coefficient: float
+    shift: bool = False
+    coefficient: float = 0.0
+    drops_latest: bool = False
+    drops_previous: bool = False
 
 
 Row = list[Operation | None]
 
 
-def compile_plan(plan: Plan, kinds: list[str]) -> list[Row]:
+def compile_plan(plan: Plan, kinds: Sequence[str]) -> list[Row]:
     """Turn a plan into operations; None is a computed block whose residual no later step needs.
 
     Liveness: a residual is stored only if a later step reads it. Fusion: blocks of one kind (one
@@ -129,33 +143,42 @@ def compile_plan(plan: Plan, kinds: list[str]) -> list[Row]:
     rows: list[Row] = [[None] * blocks for _ in range(steps)]
     for slot in set(slots):
         members = [block for block in range(blocks) if slots[block] == slot]
-        column = plan.actions[:, members[0]]
-        computed = np.flatnonzero(column == COMPUTE)
-        runs = [column[a + 1 : b] for a, b in zip(computed, [*computed[1:], steps], strict=True)]
-        forecast = [bool((run == FORECAST).any()) for run in runs] + [False]
-        for number, step in enumerate(computed):
-            if not len(runs[number]) and not forecast[number + 1]:
-                continue
+        column, betas = plan.actions[:, members[0]], plan.coefficients[:, members[0]]
+        for step, operation in _column_operations(slot, column, betas):
             for block in members:
-                rows[step][block] = Operation(
-                    COMPUTE,
-                    slot,
-                    first=block == members[0],
-                    last=block == members[-1],
-                    shift=forecast[number],
-                    coefficient=0.0,
-                )
-        for step in np.flatnonzero(column != COMPUTE):
-            for block in members:
-                rows[step][block] = Operation(
-                    int(column[step]),
-                    slot,
-                    first=block == members[0],
-                    last=block == members[-1],
-                    shift=False,
-                    coefficient=float(plan.coefficients[step, block]),
+                rows[step][block] = dataclasses.replace(
+                    operation, first=block == members[0], last=block == members[-1]
                 )
     return rows
+
+
+def _column_operations(
+    slot: int, column: np.ndarray, betas: np.ndarray
+) -> Iterator[tuple[int, Operation]]:
+    """The operations (step, operation) of a group, from its actions and coefficients (S,)."""
+    computed = [int(step) for step in np.flatnonzero(column == COMPUTE)]
+    ends = [*computed[1:], len(column)]
+    forecasts = [
+        bool((column[a + 1 : b] == FORECAST).any()) for a, b in zip(computed, ends, strict=True)
+    ]
+    for number, (start, end) in enumerate(zip(computed, ends, strict=True)):
+        read_later = number + 1 < len(computed) and forecasts[number + 1]
+        if start + 1 < end or read_later:
+            yield start, Operation(COMPUTE, slot, True, True, shift=forecasts[number])
+        last_forecast = start + int(np.flatnonzero(column[start:end] == FORECAST).max(initial=0))
+        for step in range(start + 1, end):
+            yield (
+                step,
+                Operation(
+                    int(column[step]),
+                    slot,
+                    first=True,
+                    last=True,
+                    coefficient=float(betas[step]),
+                    drops_latest=step == end - 1 and not read_later,
+                    drops_previous=step == last_forecast,
+                ),
+            )
 
 
 def compile_output_plan(plan: Plan) -> Row:
@@ -164,7 +187,7 @@ def compile_output_plan(plan: Plan) -> Row:
     return [row[0] for row in compile_plan(column, ["model"])]
 
 
-def _share_slots(plan: Plan, kinds: list[str]) -> list[int]:
+def _share_slots(plan: Plan, kinds: Sequence[str]) -> list[int]:
     """Slot of each block: the first block of its group."""
     actions, betas = plan.actions, plan.coefficients
     slots: list[int] = []

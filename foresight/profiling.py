@@ -14,109 +14,11 @@ from foresight.config import GenerationConfig, Prompt
 from foresight.fingerprint import fingerprint
 from foresight.pipeline import Generated, generate
 from foresight.plan import Plan
+from foresight.recorder import Tensors, TraceRecorder
 from foresight.rollout import KINDS, FixedPlan, roll_out, sample_plan
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
 from foresight.traces import TraceSet
-
-
-class TraceRecorder:
-    """Sketches residuals as blocks produce them; pass it as the `tap` of a session.
-
-    Blocks may see the token grid in two layouts (frames outside, or tokens outside, as spatial and
-    temporal blocks do). Which one is seen from the stream: what enters a block is what left the one
-    before it, as it was or transposed. Residuals are sketched in the first block's layout, so that
-    their sketches add up to that of the whole stack's residual.
-    """
-
-    def __init__(self, num_blocks: int, sketcher: Sketcher, guidance_scale: float = 1.0) -> None:
-        self._sketcher, self._num_blocks = sketcher, num_blocks
-        self._guidance_scale = guidance_scale
-        self._outputs: dict[tuple[int, int], torch.Tensor] = {}
-        self._sketches: dict[tuple[int, int, int], torch.Tensor] = {}
-        self._norms: dict[tuple[int, int, int], torch.Tensor] = {}
-        self._transposed: dict[int, bool] = {0: False}
-        self._before: torch.Tensor | None = None
-        self._reference = torch.Size()
-
-    def __call__(
-        self, step: int, branch: int, block: int, stream: torch.Tensor, output: torch.Tensor
-    ) -> None:
-        """Sketch what a block added to its stream, or the model's prediction."""
-        if block == MODEL:
-            prediction = output[:, : stream.shape[1]].float()  # some predict a variance behind it
-            if self._guidance_scale > 1 and len(prediction) % 2 == 0:
-                without, with_prompt = prediction.chunk(2)
-                prediction = without + self._guidance_scale * (with_prompt - without)
-            self._outputs[step, branch] = self._sketcher(prediction.reshape(1, -1))[0]
-            return
-        if block == 0:
-            self._reference = stream.shape
-        elif block not in self._transposed:
-            self._transposed[block] = self._turned(block, stream)
-        if step == 0 and branch == 0:
-            self._before = output
-        residual = output - stream
-        if self._transposed[block]:
-            residual = _swap(residual, self._reference)
-        key = step, branch, block
-        self._sketches[key] = self._sketcher(residual.reshape(1, -1))[0]
-        self._norms[key] = output.float().square().sum()
-
-    def _turned(self, block: int, stream: torch.Tensor) -> bool:
-        """Whether this block sees the transposed layout, given that of the block before."""
-        assert self._before is not None
-        before = self._transposed[block - 1]
-        same_shape = stream.shape == self._before.shape
-        if stream.ndim != 3 or stream.numel() != self._before.numel():
-            return before
-        swapped = _swap(self._before, stream.shape)
-        if swapped.shape != stream.shape:
-            return before
-        if not same_shape:
-            return not before
-        kept = (stream - self._before).float().square().sum()
-        turned = (stream - swapped).float().square().sum()
-        return before ^ bool(turned < kept)
-
-    def grams(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What was recorded.
-
-        Returns:
-            gram (N, S, S), group_gram (2, S, S) of the whole stack's residual and of the model's
-            output (guided where both CFG branches are one batch), output_norm (N, S).
-        """
-        steps = 1 + max(step for step, _, _ in self._sketches)
-        branches = 1 + max(branch for _, branch, _ in self._sketches)
-        gram = np.zeros((self._num_blocks, steps, steps))
-        stack_gram = np.zeros((steps, steps))
-        output_gram = np.zeros((steps, steps))
-        energy = np.zeros((self._num_blocks, steps))
-        for branch in range(branches):
-            sketches = torch.stack(
-                [
-                    torch.stack([self._sketches[step, branch, block] for step in range(steps)])
-                    for block in range(self._num_blocks)
-                ]
-            ).double()
-            gram += (sketches @ sketches.mT).cpu().numpy()
-            stack = sketches.sum(dim=0)
-            stack_gram += (stack @ stack.mT).cpu().numpy()
-            outputs = torch.stack([self._outputs[step, branch] for step in range(steps)]).double()
-            output_gram += (outputs @ outputs.mT).cpu().numpy()
-            for block in range(self._num_blocks):
-                norms = [self._norms[step, branch, block] for step in range(steps)]
-                energy[block] += torch.stack(norms).cpu().numpy()
-        scale = energy.mean(axis=1)
-        groups = np.stack([stack_gram / scale[-1], output_gram / np.diag(output_gram).mean()])
-        return gram / scale[:, None, None], groups, np.sqrt(energy)
-
-
-def _swap(tokens: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Transpose (B * n, m, D) into (B * m, n, D), where `shape` is that of the other layout."""
-    batch = max(1, tokens.shape[0] // shape[1])
-    grid = tokens.reshape(batch, -1, *tokens.shape[1:])
-    return grid.transpose(1, 2).reshape(-1, grid.shape[1], tokens.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +45,12 @@ def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
     times: list[list[float]] = [[] for _ in range(count)]
     mark = 0.0
 
-    def tick(
-        step: int, branch: int, block: int, stream: torch.Tensor, output: torch.Tensor
-    ) -> None:
+    def tick(step: int, branch: int, block: int, streams: Tensors, outputs: Tensors) -> None:
         nonlocal mark
         if block == MODEL:
             return
-        if stream.is_cuda:
-            torch.cuda.synchronize(stream.device)
+        if outputs[0].is_cuda:
+            torch.cuda.synchronize(outputs[0].device)
         now = time.perf_counter()
         if block > 0 or branch > 0:
             times[block].append(now - mark)
@@ -204,26 +104,30 @@ def profile(
     }
     traces = TraceSet.create(output, settings)
     missing = [number for number in range(len(jobs)) if not traces.has(number)]
-    timings: dict[GenerationConfig, Timing] = {}
+    # First of all, so that a configuration that the model does not take is met before the work.
+    timings = {
+        config: measure_timing(pipe, prompts[0].text, config)
+        for config in tqdm(dict.fromkeys(jobs[number][1] for number in missing), desc="time blocks")
+    }
     for number in tqdm(missing, initial=len(jobs) - len(missing), total=len(jobs), desc="profile"):
         prompt, config = jobs[number]
-        if config not in timings:
-            timings[config] = measure_timing(pipe, prompt.text, config)
-        recorder = TraceRecorder(model["num_blocks"], Sketcher(sketch_width), config.guidance_scale)
+        blocks = len(timings[config].block_seconds)
+        recorder = TraceRecorder(blocks, Sketcher(sketch_width), config.guidance_scale)
         run_seed = seed + number
         plain = generate(pipe, prompt.text, config, seed=run_seed, tap=recorder)
         trace = _trace(pipe, prompt, config, run_seed, plain, recorder, timings[config])
+        names = plain.report.block_names  # in the order that was seen
+        kinds = [name.rpartition(".")[0] for name in names]
+        seen = {"num_blocks": blocks, "block_names": names, "block_kinds": kinds}
         trace |= {
             "generation_id": f"{number:05d}-{model['weights_hash']}",
-            "model": json.dumps(model),
+            "model": json.dumps(model | seen),
         }
         rng = np.random.default_rng([seed, number])
         rows = []
         for index in range(rollouts):
             kind = KINDS[index % len(KINDS)]
-            plan = sample_plan(
-                kind, rng, trace["group_gram"][1], trace["sigmas"], model["num_blocks"]
-            )
+            plan = sample_plan(kind, rng, trace["group_gram"][1], trace["sigmas"], blocks)
             row = roll_out(pipe, prompt.text, config, run_seed, plan, plain)
             rows.append(
                 {

@@ -95,7 +95,7 @@ class TraceSet:
 
     @classmethod
     def create(cls, folder: str | Path, settings: dict[str, Any]) -> "TraceSet":
-        """Start a set, or continue the one that lies there.
+        """Start a set, or continue the one that lies there; nothing is written before `add`.
 
         Raises:
             UserError: If a set with other settings lies there; names what differs.
@@ -116,17 +116,6 @@ class TraceSet:
             path for path in folder.iterdir() if not path.name.startswith(".")
         ):
             raise UserError(f"--output {folder} is not empty and no trace set; give another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(stored, json.dumps(settings, indent=1).encode())
-        model = settings["model"]
-        card = _CARD.format(
-            **{key: model[key] for key in ("transformer", "num_blocks", "weights_hash")},
-            generations=settings["num_generations"],
-            prompts=len(settings["prompts"]),
-            configs=len(settings["configs"]),
-            sketch_width=settings["sketch_width"],
-        )
-        write_atomically(folder / "README.md", card.encode())
         return cls(folder, settings)
 
     @classmethod
@@ -166,10 +155,28 @@ class TraceSet:
 
     def add(self, number: int, trace: dict[str, Any], rollouts: list[dict[str, Any]]) -> None:
         """Write one generation; its trace last, so that its presence means it is complete."""
+        self._found()
         if rollouts:
             path = self.folder / "rollouts" / f"rollouts-{number:05d}.parquet"
             _write_rows(path, rollouts, ROLLOUT_SCHEMA)
         _write_rows(self._trace_path(number), [trace], TRACE_SCHEMA)
+
+    def _found(self) -> None:
+        """Write settings and card, if they are not there yet."""
+        stored, settings = self.folder / "trace_set.json", self.settings
+        if stored.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        model = settings["model"]
+        card = _CARD.format(
+            **{key: model[key] for key in ("transformer", "num_blocks", "weights_hash")},
+            generations=settings["num_generations"],
+            prompts=len(settings["prompts"]),
+            configs=len(settings["configs"]),
+            sketch_width=settings["sketch_width"],
+        )
+        write_atomically(self.folder / "README.md", card.encode())
+        write_atomically(stored, json.dumps(settings, indent=1).encode())
 
     def _trace_path(self, number: int) -> Path:
         total = self.settings["num_generations"]

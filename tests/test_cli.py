@@ -143,7 +143,9 @@ def test_compare_refuses_policies(policies, message, work, model_folder, capsys)
 def test_inspect_refuses_trace_sets_that_are_none(work, capsys):
     for name in ("missing", "empty", "thesis"):
         assert name in refusal(["inspect", work / name], capsys, work)
-    no_generation = write_trace_set(work / "no-generation", prompts=0)
+    no_generation = write_trace_set(work / "no-generation", prompts=1)
+    for path in (no_generation / "data").iterdir():
+        path.unlink()
     assert "holds no generation" in refusal(["inspect", no_generation], capsys, work)
     truncated = write_trace_set(work / "truncated", prompts=3)
     file = min((truncated / "data").iterdir())

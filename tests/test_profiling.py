@@ -24,7 +24,8 @@ from foresight import profiling
 from foresight.config import UserError
 from foresight.pipeline import load_pipeline
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
-from foresight.profiling import TraceRecorder, measure_timing, profile
+from foresight.profiling import measure_timing, profile
+from foresight.recorder import TraceRecorder
 from foresight.rollout import KINDS, best_coefficients, sample_plan
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
@@ -99,15 +100,18 @@ def test_grams_are_those_of_the_exact_residuals(pipe, size):
 
 
 def test_branches_that_run_one_after_the_other_are_added():
-    """Vectors shorter than the sketch keep their inner products exactly."""
+    """Vectors shorter than the sketch keep their inner products exactly.
+
+    Residuals of both count; of the predictions, what guidance makes of them (prompt first).
+    """
     rng = torch.Generator().manual_seed(0)
     streams, outputs = torch.randn(2, 3, 2, 2, 1, 5, 6, generator=rng)  # step, branch, block
-    recorder = TraceRecorder(2, Sketcher(64))
+    recorder = TraceRecorder(2, Sketcher(64), guidance_scale=3.0)
     for step, branch, block in np.ndindex(3, 2, 2):
         place = step, branch, block
-        recorder(step, branch, block, streams[place], outputs[place])
+        recorder(step, branch, block, (streams[place],), (outputs[place],))
     for step, branch in np.ndindex(3, 2):
-        recorder(step, branch, MODEL, streams[step, branch, 0], outputs[step, branch, 1])
+        recorder(step, branch, MODEL, (streams[step, branch, 0],), (outputs[step, branch, 1],))
     gram, group_gram, output_norm = recorder.grams()
     residuals = (outputs - streams).flatten(3)
     energy = outputs.square().flatten(3).sum(dim=(1, 3)).numpy()  # step, block
@@ -117,7 +121,8 @@ def test_branches_that_run_one_after_the_other_are_added():
     stack = residuals.sum(dim=2).flatten(1)
     assert group_gram[0] == pytest.approx(exact_grams(stack) / scale[-1], rel=1e-4, abs=1e-6)
     assert output_norm == pytest.approx(np.sqrt(energy.T), rel=1e-5)
-    seen = exact_grams(outputs[:, :, 1].flatten(1))
+    with_prompt, without = outputs[:, 0, 1], outputs[:, 1, 1]
+    seen = exact_grams((without + 3 * (with_prompt - without)).flatten(1))
     assert group_gram[1] == pytest.approx(seen / np.diag(seen).mean(), rel=1e-4, abs=1e-6)
 
 

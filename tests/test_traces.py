@@ -74,7 +74,9 @@ def test_missing_and_empty_sets_are_refused(tmp_path):
         TraceSet.open(tmp_path / "missing")
     with pytest.raises(UserError, match="is no trace set"):
         TraceSet.open(tmp_path)
-    folder = write_trace_set(tmp_path / "none", prompts=0)
+    folder = write_trace_set(tmp_path / "none", prompts=1)
+    for path in (folder / "data").iterdir():
+        path.unlink()
     with pytest.raises(UserError, match="holds no generation"):
         TraceSet.open(folder)
 

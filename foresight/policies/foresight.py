@@ -71,6 +71,8 @@ class ForesightController(Controller):
         if since < 0 or (since + 1) % self._policy.recompute_interval == 0:
             return False
         key = branch, block
+        if key not in self._scale:  # a branch that began after the warm-up
+            return False
         return self._change[key] <= self._policy.threshold * self._scale[key]
 
     def observe(

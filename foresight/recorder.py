@@ -1,0 +1,130 @@
+"""What the profiler writes down of a generation: sketches, as blocks produce their residuals."""
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+from foresight.session import MODEL
+from foresight.sketch import Sketcher
+
+Tensors = tuple[torch.Tensor, ...]
+Layout = tuple[int, int]  # which of a block's streams, and how many numbers it holds
+
+
+class TraceRecorder:
+    """Sketches residuals; pass it as the `tap` of a session.
+
+    Blocks may see the token grid in two layouts (frames outside, or tokens outside, as spatial and
+    temporal blocks do). Which one is seen from the stream: what enters a block is what left the one
+    before it, as it was or transposed. Residuals are sketched in the first block's layout, so that
+    their sketches add up to that of the whole stack's residual. Streams of a block (video and text)
+    are sketched apart, and their inner products added.
+    """
+
+    def __init__(self, num_blocks: int, sketcher: Sketcher, guidance_scale: float = 1.0) -> None:
+        self._sketcher, self._num_blocks = sketcher, num_blocks
+        self._guidance_scale = guidance_scale
+        self._outputs: dict[tuple[int, int], torch.Tensor] = {}
+        self._sketches: dict[tuple[int, int, int], dict[Layout, torch.Tensor]] = {}
+        self._norms: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._transposed: dict[int, bool] = {0: False}
+        self._before: torch.Tensor | None = None
+        self._reference = torch.Size()
+
+    def __call__(
+        self, step: int, branch: int, block: int, streams: Tensors, outputs: Tensors
+    ) -> None:
+        """Sketch what a block added to its streams, or the model's prediction."""
+        if block == MODEL:
+            self._outputs[step, branch] = self._predicted(streams[0], outputs[0])
+            return
+        if block == 0:
+            self._reference = streams[0].shape
+        elif block not in self._transposed:
+            self._transposed[block] = self._turned(block, streams[0])
+        if step == 0 and branch == 0:
+            self._before = outputs[0]
+        key = step, branch, block
+        self._sketches[key] = {}
+        for number, (stream, output) in enumerate(zip(streams, outputs, strict=True)):
+            residual = output - stream
+            if number == 0 and self._transposed[block]:
+                residual = _swap(residual, self._reference)
+            sketch = self._sketcher(residual.reshape(1, -1))[0]
+            self._sketches[key][number, residual.numel()] = sketch
+        self._norms[key] = torch.stack([out.float().square().sum() for out in outputs]).sum()
+
+    def _predicted(self, latents: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        """Sketch of the prediction, guided if both CFG branches are in the batch."""
+        if prediction.ndim == latents.ndim:  # some predict a variance behind it
+            prediction = prediction[:, : latents.shape[1]]
+        prediction = prediction.float()
+        if self._guidance_scale > 1 and len(prediction) % 2 == 0:
+            without, with_prompt = prediction.chunk(2)
+            prediction = without + self._guidance_scale * (with_prompt - without)
+        return self._sketcher(prediction.reshape(1, -1))[0]
+
+    def _turned(self, block: int, stream: torch.Tensor) -> bool:
+        """Whether this block sees the transposed layout, given that of the block before."""
+        assert self._before is not None
+        before = self._transposed[block - 1]
+        same_shape = stream.shape == self._before.shape
+        if stream.ndim != 3 or stream.numel() != self._before.numel():
+            return before
+        swapped = _swap(self._before, stream.shape)
+        if swapped.shape != stream.shape:
+            return before
+        if not same_shape:
+            return not before
+        kept = (stream - self._before).float().square().sum()
+        turned = (stream - swapped).float().square().sum()
+        return before ^ bool(turned < kept)
+
+    def grams(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What was recorded.
+
+        Returns:
+            gram (N, S, S), group_gram (2, S, S) of the whole stack's residual and of the model's
+            guided output, output_norm (N, S).
+        """
+        steps = 1 + max(step for step, _, _ in self._sketches)
+        branches = 1 + max(branch for _, branch, _ in self._sketches)
+        gram = np.zeros((self._num_blocks, steps, steps))
+        stack_gram = np.zeros((steps, steps))
+        energy = np.zeros((self._num_blocks, steps))
+        for branch in range(branches):
+            stack: dict[Layout, torch.Tensor] = defaultdict(
+                lambda: torch.zeros((), dtype=torch.float64)
+            )
+            for block in range(self._num_blocks):
+                for layout in self._sketches[0, branch, block]:
+                    rows = [self._sketches[step, branch, block][layout] for step in range(steps)]
+                    sketches = torch.stack(rows).double().cpu()
+                    gram[block] += (sketches @ sketches.mT).numpy()
+                    stack[layout] = stack[layout] + sketches
+                norms = [self._norms[step, branch, block] for step in range(steps)]
+                energy[block] += torch.stack(norms).cpu().numpy()
+            stack_gram += sum((total @ total.mT).numpy() for total in stack.values())
+        scale = energy.mean(axis=1)
+        output_gram = self._output_gram(steps, branches)
+        groups = np.stack([stack_gram / scale[-1], output_gram / np.diag(output_gram).mean()])
+        return gram / scale[:, None, None], groups, np.sqrt(energy)
+
+    def _output_gram(self, steps: int, branches: int) -> np.ndarray:
+        """(S, S) of the guided prediction; the prompt's branch is evaluated first where apart."""
+        outputs = [
+            torch.stack([self._outputs[step, branch] for step in range(steps)]).double()
+            for branch in range(branches)
+        ]
+        if branches == 2:
+            with_prompt, without = outputs
+            outputs = [without + self._guidance_scale * (with_prompt - without)]
+        return sum(((output @ output.mT).cpu().numpy() for output in outputs), np.zeros(()))
+
+
+def _swap(tokens: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Transpose (B * n, m, D) into (B * m, n, D), where `shape` is that of the other layout."""
+    batch = max(1, tokens.shape[0] // shape[1])
+    grid = tokens.reshape(batch, -1, *tokens.shape[1:])
+    return grid.transpose(1, 2).reshape(-1, grid.shape[1], tokens.shape[-1])

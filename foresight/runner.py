@@ -1,0 +1,220 @@
+"""The hot path: what one CFG branch of one transformer computes, reuses and keeps.
+
+A planned branch takes a table look-up per block, then computes, adds a residual, or does nothing.
+No scalar is read from the device and no branch depends on data.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from foresight.blocks import stream_of
+from foresight.observing import Streams
+from foresight.plan import COMPUTE, REUSE, Operation, Plan, Row, compile_output_plan, compile_plan
+from foresight.policies.base import Controller
+
+MODEL = -1
+Tensors = tuple[torch.Tensor, ...]
+Tap = Callable[[int, int, int, Tensors, Tensors], None]
+
+
+class Program:
+    """A plan compiled from a step on, for a branch that has nothing cached there."""
+
+    def __init__(self, plan: Plan, groups: Sequence[str], start: int) -> None:
+        rest, self.start = plan.restarted(start), start
+        self.rows: list[Row] = [[None] * len(groups)] * rest.shape[0]
+        self.model: Row = [None] * rest.shape[0]
+        if rest.at_output:
+            self.model = compile_output_plan(rest)
+        else:
+            self.rows = compile_plan(rest, groups)
+
+
+class Branch:
+    """One CFG branch of one transformer, over one generation.
+
+    Args:
+        streams: Of each block.
+        index: Tells branches apart, to taps and controllers.
+        tap: Called as `tap(step, index, block, streams, outputs)` with what every computed block
+            took and returned, and with block = `MODEL` for the model.
+    """
+
+    def __init__(self, streams: tuple[Streams, ...], index: int, tap: Tap | None) -> None:
+        self.streams, self.index, self._tap = streams, index, tap
+        self.latest: dict[int, Tensors] = {}
+        self.previous: dict[int, Tensors] = {}
+
+    def begin(self, step: int, executed: bytearray) -> None:
+        """A forward pass begins; `executed` (N,) is where actions are noted."""
+        self.step, self.executed = step, executed
+
+    def model(self, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        """Run the whole model, or stand in for it."""
+        output = forward(*args, **kwargs)
+        if self._tap is not None:
+            latents = (stream_of(args, kwargs),)
+            self._tap(self.step, self.index, MODEL, latents, tensors_of(output))
+        return output
+
+    def block(self, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        """Run a block, or stand in for it."""
+        raise NotImplementedError
+
+    def num_bytes(self) -> int:
+        """Bytes kept."""
+        kept = (*self.latest.values(), *self.previous.values())
+        return sum(tensor.nbytes for tensors in kept for tensor in tensors)
+
+    def _compute(
+        self, index: int, forward: Callable, args: tuple, kwargs: dict
+    ) -> tuple[Any, Tensors, Tensors]:
+        """What a block returns, and its streams before and after."""
+        streams = self.streams[index]
+        before = streams.read(args, kwargs)
+        output = forward(*args, **kwargs)
+        after = streams.unpack(output)
+        if self._tap is not None:
+            self._tap(self.step, self.index, index, before, after)
+        return output, before, after
+
+
+class PlannedBranch(Branch):
+    """Carries out a program."""
+
+    def __init__(
+        self, streams: tuple[Streams, ...], index: int, tap: Tap | None, program: Program
+    ) -> None:
+        super().__init__(streams, index, tap)
+        self._program = program
+        self._rebuild: Callable[[Tensors], Any] = tuple
+
+    def begin(self, step: int, executed: bytearray) -> None:
+        """Look up the operations of this step."""
+        super().begin(step, executed)
+        self._row = self._program.rows[step - self._program.start]
+        self._whole = self._program.model[step - self._program.start]
+
+    def model(self, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        """Run the whole model, or stand in for it, as planned."""
+        operation = self._whole
+        if operation is None:
+            return super().model(forward, args, kwargs)
+        if operation.action == COMPUTE:
+            output = super().model(forward, args, kwargs)
+            # Copies, in and out, for pipelines that change a prediction in place.
+            self._store(operation, tuple(part.clone() for part in tensors_of(output)))
+            self._rebuild = rebuilder(output)
+            return output
+        self.executed[:] = bytes([operation.action]) * len(self.executed)
+        latest = self.latest[operation.slot]
+        if operation.action == REUSE:
+            value = tuple(part.clone() for part in latest)
+        else:
+            older = self.previous[operation.slot]
+            weight = 1 + operation.coefficient
+            value = tuple(torch.lerp(p, a, weight) for p, a in zip(older, latest, strict=True))
+        self._drop(operation)
+        return self._rebuild(value)
+
+    def block(self, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        """Run a block, or stand in for it, as planned."""
+        operation = self._row[index]
+        if operation is None:
+            return self._compute(index, forward, args, kwargs)[0]
+        if operation.action == COMPUTE:
+            output, before, after = self._compute(index, forward, args, kwargs)
+            if operation.first:
+                self._store(operation, tuple(a - b for a, b in zip(after, before, strict=True)))
+            else:
+                slot = self.latest[operation.slot]
+                for kept, a, b in zip(slot, after, before, strict=True):
+                    kept.add_(a).sub_(b)
+            return output
+        self.executed[index] = operation.action
+        streams = self.streams[index]
+        before = streams.read(args, kwargs)
+        if not operation.last:
+            return streams.pack(before)
+        value = self.latest[operation.slot]
+        if operation.action == REUSE:
+            after = tuple(b + r for b, r in zip(before, value, strict=True))
+        else:
+            beta, older = operation.coefficient, self.previous[operation.slot]
+            after = tuple(
+                torch.add(b, r, alpha=1 + beta).add_(p, alpha=-beta)
+                for b, r, p in zip(before, value, older, strict=True)
+            )
+        self._drop(operation)
+        return streams.pack(after)
+
+    def _store(self, operation: Operation, value: Tensors) -> None:
+        slot = operation.slot
+        if operation.shift:
+            self.previous[slot] = self.latest[slot]
+        else:
+            self.previous.pop(slot, None)
+        self.latest[slot] = value
+
+    def _drop(self, operation: Operation) -> None:
+        if operation.drops_previous:
+            self.previous.pop(operation.slot, None)
+        if operation.drops_latest:
+            del self.latest[operation.slot]
+
+
+class ReactiveBranch(Branch):
+    """Asks a controller, block by block; what was never computed is computed."""
+
+    def __init__(
+        self, streams: tuple[Streams, ...], index: int, tap: Tap | None, controller: Controller
+    ) -> None:
+        super().__init__(streams, index, tap)
+        self._controller = controller
+        self._keeps_output = controller.cached == "output"
+
+    def block(self, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        """Run a block, or stand in for it, as the controller says."""
+        kept = self.latest.get(index)
+        if kept is not None and self._controller.reuses(self.step, self.index, index):
+            self.executed[index] = REUSE
+            streams = self.streams[index]
+            if self._keeps_output:
+                return streams.pack(kept)
+            before = streams.read(args, kwargs)
+            return streams.pack(tuple(b + r for b, r in zip(before, kept, strict=True)))
+        output, before, after = self._compute(index, forward, args, kwargs)
+        fresh = after
+        if not self._keeps_output:
+            fresh = tuple(a - b for a, b in zip(after, before, strict=True))
+        last = None if kept is None else kept[0]
+        self._controller.observe(self.step, self.index, index, fresh[0], last)
+        self.latest[index] = fresh
+        return output
+
+
+def tensors_of(output: Any) -> Tensors:
+    """The predictions in what a transformer returned: a tensor, a tuple, or an output class."""
+    if isinstance(output, torch.Tensor):
+        return (output,)
+    parts = output if isinstance(output, tuple) else output.values()
+    return tuple(part for part in parts if isinstance(part, torch.Tensor))
+
+
+def rebuilder(output: Any) -> Callable[[Tensors], Any]:
+    """A function from predictions to the form of this output, holding none of its tensors."""
+    if isinstance(output, torch.Tensor):
+        return lambda value: value[0]
+    if isinstance(output, tuple):
+        used = [isinstance(part, torch.Tensor) for part in output]
+
+        def fill(value: Tensors) -> tuple:
+            left = iter(value)
+            return tuple(next(left) if is_used else None for is_used in used)
+
+        return fill
+    kind = type(output)
+    names = [name for name, part in output.items() if isinstance(part, torch.Tensor)]
+    return lambda value: kind(**dict(zip(names, value, strict=True)))
