@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from foresight import metrics
@@ -18,24 +18,11 @@ from foresight.config import GenerationConfig, Prompt, UserError
 from foresight.devices import device_name, peak_memory, reset_peak_memory
 from foresight.fingerprint import fingerprint
 from foresight.pipeline import Generated, generate
-from foresight.policies import load_policy, sweep
 from foresight.policies.base import Policy
-from foresight.policies.learned import LearnedPolicy
 from foresight.showcase import Kept, keep_best, write_showcase
+from foresight.variants import SPEEDUPS, Variant, expand, left_out, method_of
 
 BASELINE_EVERY = 8  # cached generations between two uncached ones of the same prompt
-SPEEDUPS = (1.2, 1.5, 1.75, 2.0, 2.5, 3.3)  # beyond both ends of what is read off
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One method at one setting."""
-
-    method: str
-    setting: str
-    policy: Policy
-    learned: bool = False
-    requested_speedup: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +62,8 @@ def compare(
     Args:
         pipe: A diffusers pipeline.
         policies: Built-in names (swept over their knob), names with options (one setting), or
-            folders and hub ids of learned policies (set to each of `speedups`).
+            folders and hub ids of learned policies (set to each of `speedups`). Peers that do not
+            apply to the pipeline are left out, and noted in `setup.json` with the reason.
         prompts: What to generate.
         configs: At what resolution, length, steps and guidance.
         output: Folder of `results.parquet`, `results.csv` and what the report needs.
@@ -94,10 +82,12 @@ def compare(
     output = Path(output)
     if repeats < 1 or (limit is not None and limit < 1):
         raise UserError(f"--repeats {repeats} and --limit {limit} must be at least 1")
-    variants = expand(pipe, policies, speedups)
     videos = [Video(p, s, c) for c, s, p in itertools.product(configs, seeds, prompts)]
     videos = _spread(videos, limit or len(videos))
-    _claim(output, _setup(pipe, policies, variants, repeats))
+    not_applicable = _not_applicable(pipe, policies, videos[0], output)
+    policies = [spec for spec in policies if method_of(spec) not in not_applicable]
+    variants = expand(pipe, policies, speedups)
+    _claim(output, _setup(pipe, policies, variants, repeats, not_applicable))
     alike = [video for video in videos if video.config == videos[0].config]
     shown = {video.key for video in _spread(alike, num_showcases)}
     todo = [v for v in videos if not _part(output, v).is_file()]
@@ -117,26 +107,18 @@ def compare(
     return results
 
 
-def expand(pipe: Any, policies: Sequence[str], speedups: Sequence[float]) -> list[Variant]:
-    """The settings to run: a sweep over its knob for a plain name, one for a name with options.
+def _not_applicable(
+    pipe: Any, policies: Sequence[str], video: Video, output: Path
+) -> dict[str, str]:
+    """The peers to leave out, and why: as a stopped comparison noted, or tried on one video."""
+    if (output / "setup.json").is_file():
+        return json.loads((output / "setup.json").read_text("utf-8")).get("not_applicable", {})
 
-    Raises:
-        UserError: If a policy is unknown or unfit for the pipeline, given twice, or cannot reach a
-            speed-up.
-    """
-    variants: list[Variant] = []
-    for spec in policies:
-        policy = load_policy(spec)
-        policy.check(pipe)
-        learned = isinstance(policy, LearnedPolicy)
-        swept = [policy] if "[" in spec or learned else sweep(policy.name)
-        settings = [policy.at(speedup) for speedup in speedups] if learned else swept
-        asked = speedups if learned else [math.nan] * len(settings)
-        rows = zip(settings, asked, strict=True)
-        variants += [Variant(p.name, p.setting, p, learned, s) for p, s in rows]
-    if not variants or len({(v.method, v.setting) for v in variants}) < len(variants):
-        raise UserError(f"--policies {','.join(policies)} must name each policy and setting once")
-    return variants
+    def latents(policy: Policy | None) -> torch.Tensor:
+        made = generate(pipe, video.prompt.text, video.config, seed=video.seed, policy=policy)
+        return made.latents
+
+    return left_out(pipe, policies, latents)
 
 
 def _run_video(
@@ -247,7 +229,11 @@ def _spread(items: list[Video], count: int) -> list[Video]:
 
 
 def _setup(
-    pipe: Any, policies: Sequence[str], variants: list[Variant], repeats: int
+    pipe: Any,
+    policies: Sequence[str],
+    variants: list[Variant],
+    repeats: int,
+    not_applicable: dict[str, str],
 ) -> dict[str, Any]:
     """What must be the same for rows of two runs to be comparable."""
     weights = [Path(spec) / "model.safetensors" for spec in policies]
@@ -261,6 +247,7 @@ def _setup(
             path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
             for path in filter(Path.is_file, weights)
         },
+        **({"not_applicable": not_applicable} if not_applicable else {}),
     }
 
 

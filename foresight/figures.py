@@ -29,9 +29,16 @@ COLOURS = {
     "random": ("#8c8c8c", "X"),
     "pab": ("#e69f00", "v"),
 }
-OTHER_COLOURS = (("#56b4e9", "P"), ("#b8a400", "<"), ("#7a5195", ">"), ("#5c4033", "p"))
+OTHER_COLOURS = (
+    ("#56b4e9", "P"),
+    ("#b8a400", "<"),
+    ("#7a5195", ">"),
+    ("#5c4033", "p"),
+    ("#332288", "h"),
+    ("#aa4466", "d"),
+)
 ACTION_COLOURS = ("#0b4f7d", "#dbe4ea", "#f0a13a")  # compute, reuse, forecast
-GLYPHS = dict(zip("os^DXvP<>p", "●■▲◆✖▼✚◀▶⬟", strict=True))
+GLYPHS = dict(zip("os^DXvP<>phd", "●■▲◆✖▼✚◀▶⬟⬢⬧", strict=True))
 
 
 def method_styles(results: pd.DataFrame) -> dict[str, tuple[str, str]]:

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import importlib
 import inspect
+import json
 import os
 import tempfile
 import time
@@ -13,10 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import is_accelerate_available
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from foresight.config import GenerationConfig, UserError
+from foresight.peers import PeerPolicy
+from foresight.peers.session import PeerSession
 from foresight.policies.base import Policy
 from foresight.policies.fixed import NonePolicy
 from foresight.record import Report
@@ -35,8 +40,8 @@ def load_pipeline(
     kind = dtype or (torch.bfloat16 if target.startswith("cuda") else torch.float32)
     try:
         with _no_progress_bars():
-            pipe = DiffusionPipeline.from_pretrained(
-                str(model), dtype=kind, low_cpu_mem_usage=False
+            pipe = _pipeline_class(model).from_pretrained(
+                str(model), dtype=kind, low_cpu_mem_usage=is_accelerate_available()
             )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -46,6 +51,15 @@ def load_pipeline(
     pipe.set_progress_bar_config(disable=True)
     pipe.foresight_id = str(model)
     return pipe.to(target)
+
+
+def _pipeline_class(model: str | Path) -> type[DiffusionPipeline]:
+    """The class to load a folder with: ours where diffusers has none of that name (Open-Sora)."""
+    path = Path(model) / "model_index.json"
+    index = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    name = index.get("_class_name", "") if isinstance(index, dict) else ""
+    ours = importlib.import_module("foresight.models")  # by name: it lies above this module
+    return getattr(ours, name) if name in ours.__all__ else DiffusionPipeline
 
 
 @contextlib.contextmanager
@@ -111,17 +125,22 @@ def generate(
     policy = policy or NonePolicy()
     original = pipe.scheduler
     config, pipe.scheduler = policy.reconfigure(pipe, config)
-    session = None
+
+    def run(seed: int, output_type: str) -> Any:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        arguments = call_arguments(pipe, config)
+        return pipe(prompt, generator=generator, output_type=output_type, **arguments)
+
+    session: Session | PeerSession | None = None
     try:
-        session = Session(pipe, policy, tap=tap).enable()
-        started = time.perf_counter()
         try:
-            output = pipe(
-                prompt,
-                generator=torch.Generator("cpu").manual_seed(seed),
-                output_type="np",
-                **call_arguments(pipe, config),
-            )
+            if isinstance(policy, PeerPolicy):
+                policy = policy.prepared(pipe, config, lambda: run(0, "latent"))
+                session = PeerSession(pipe, policy).enable()
+            else:
+                session = Session(pipe, policy, tap=tap).enable()
+            started = time.perf_counter()
+            output = run(seed, "np")
         except UserError:
             raise
         except (ValueError, RuntimeError) as error:
@@ -150,10 +169,18 @@ def generate(
 
 
 def call_arguments(pipe: Any, config: GenerationConfig) -> dict[str, Any]:
-    """A configuration as the pipeline's own keyword arguments."""
+    """A configuration as the pipeline's own keyword arguments.
+
+    Text is padded no further than the tokenizer's `model_max_length`: a model that attends to the
+    padding, as Wan does, must get as much of it as it was trained with.
+    """
     arguments = dataclasses.asdict(config)
-    if "video_length" in inspect.signature(type(pipe).__call__).parameters:
+    known = inspect.signature(type(pipe).__call__).parameters
+    if "video_length" in known:
         arguments["video_length"] = arguments.pop("num_frames")
+    if "max_sequence_length" in known:
+        longest = pipe.tokenizer.model_max_length
+        arguments["max_sequence_length"] = min(known["max_sequence_length"].default, longest)
     return arguments
 
 

@@ -3,8 +3,9 @@
 import base64
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -24,6 +25,13 @@ LABELS = {
     "random": "Random plan",
     "fewer-steps": "Fewer steps",
     "none": "No reuse",
+    "pab": "PAB",
+    "fbcache": "First Block Cache",
+    "magcache": "MagCache",
+    "taylorseer": "TaylorSeer",
+    "fastercache": "FasterCache",
+    "cache-dit": "cache-dit (DBCache)",
+    "teacache": "TeaCache",
 }
 MEANINGS = {
     "foresight": "watches each block while it generates and reuses what has changed less than a "
@@ -33,6 +41,18 @@ MEANINGS = {
     "fewer-steps": "takes fewer denoising steps and computes every block in each; with the "
     "pipeline's own solver and with a second-order one",
     "none": "computes everything",
+    "pab": "reuses each attention's output for a fixed number of steps, by its kind (diffusers)",
+    "fbcache": "reuses all blocks but the first while the first one's residual hardly changes "
+    "(diffusers)",
+    "magcache": "reuses the whole stack as long as the magnitudes of its residuals, from one "
+    "calibration run, allow (diffusers)",
+    "taylorseer": "forecasts outputs between computed steps by a Taylor polynomial (diffusers)",
+    "fastercache": "estimates the unconditional branch from the conditional one, and attentions "
+    "from their last two outputs (diffusers)",
+    "cache-dit": "reuses or forecasts the middle blocks while the first ones' residual hardly "
+    "changes (package cache-dit)",
+    "teacache": "reuses the whole stack until the accumulated change of the time-modulated input "
+    "reaches a threshold",
 }
 
 
@@ -53,22 +73,35 @@ def write_report(folder: str | Path) -> Path:
         results = pd.read_parquet(folder / "results.parquet")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no readable results.parquet; compare first") from error
-    setup = folder / "setup.json"
-    model = json.loads(setup.read_text("utf-8"))["model"] if setup.is_file() else {}
+    path = folder / "setup.json"
+    setup = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     path = folder / "report.html"
     figure = figures.speed_quality_figure(results, "psnr", legend=True)
     figure.savefig(folder / "speed-quality.png", dpi=160)
-    path.write_text(render(results, read_showcases(folder / "showcase"), model), "utf-8")
+    page = render(
+        results,
+        read_showcases(folder / "showcase"),
+        setup.get("model", {}),
+        not_applicable=setup.get("not_applicable", {}),
+    )
+    path.write_text(page, "utf-8")
     return path
 
 
-def render(results: pd.DataFrame, showcases: list[dict], model: dict[str, Any]) -> str:
+def render(
+    results: pd.DataFrame,
+    showcases: list[dict],
+    model: dict[str, Any],
+    *,
+    not_applicable: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """The page.
 
     Args:
         results: Rows of a comparison.
         showcases: What `foresight.showcase.read_showcases` returns.
         model: The fingerprint of the pipeline's transformer.
+        not_applicable: Methods that were asked for and left out, with the reason.
 
     Returns:
         HTML that refers to nothing outside itself.
@@ -99,6 +132,7 @@ def render(results: pd.DataFrame, showcases: list[dict], model: dict[str, Any]) 
         facts=_facts(results, model),
         prompts=list(dict.fromkeys(results["prompt"])),
         learned=learned,
+        left_out=[(label(m, learned), reason) for m, reason in not_applicable.items()],
         interval_videos=len(results[VIDEO_KEYS].drop_duplicates()) > 1,
     )
 

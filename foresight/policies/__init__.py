@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from foresight.config import UserError
 from foresight.policies.base import Controller, Generation, Policy
@@ -20,6 +21,13 @@ BUILT_IN = {
 }
 
 
+def _kinds() -> dict[str, type[Policy]]:
+    """Our policies and the peers by name; peers are built on policies, so they load late."""
+    from foresight.peers import PEERS
+
+    return {**BUILT_IN, **PEERS}
+
+
 def load_policy(spec: str | Path) -> Policy:
     """A built-in policy by name, with options in brackets, or a trained one by folder or hub id.
 
@@ -27,7 +35,7 @@ def load_policy(spec: str | Path) -> Policy:
         UserError: If there is no such policy, option or folder.
     """
     name, bracket, rest = str(spec).partition("[")
-    if name in BUILT_IN:
+    if name in _kinds():
         if bracket and not rest.endswith("]"):
             raise UserError(f"policy {spec}: the options lack their closing ]")
         return _build(name, _parse_options(str(spec), rest[:-1] if bracket else ""))
@@ -37,7 +45,7 @@ def load_policy(spec: str | Path) -> Policy:
 
         return LearnedPolicy.from_pretrained(spec)
     raise UserError(
-        f"unknown policy {str(spec)!r}; choose from {', '.join(BUILT_IN)} or a policy folder"
+        f"unknown policy {str(spec)!r}; choose from {', '.join(_kinds())} or a policy folder"
     )
 
 
@@ -55,7 +63,7 @@ def _parse_options(spec: str, text: str) -> dict:
 
 
 def _build(name: str, options: dict) -> Policy:
-    kind = BUILT_IN[name]
+    kind: Any = _kinds()[name]
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key, value in options.items():
         if key not in fields:
@@ -69,6 +77,8 @@ def _build(name: str, options: dict) -> Policy:
 
 def sweep(name: str) -> list[Policy]:
     """A built-in policy over its own knobs, as `foresight compare` runs it."""
+    from foresight.peers import PeerPolicy
+
     if name == "static":
         settings = ((2, 18), (2, 12), *((i, None) for i in (2, 3, 4, 6, 10)))
         return [StaticPolicy(interval=i, warmup_steps=w) for i, w in settings]
@@ -92,4 +102,5 @@ def sweep(name: str) -> list[Policy]:
                 (2.0, 10, 3),
             )
         ]
-    return [load_policy(name)]
+    policy = load_policy(name)
+    return list(policy.sweep()) if isinstance(policy, PeerPolicy) else [policy]
