@@ -2,7 +2,7 @@
 # make test       the fast tests
 # make check      lint, format, types, import rules
 # make results    the demo's chain with more prompts and configurations, into docs/results
-# make reference  train the embedded model again (resumable)
+# make reference  train the embedded models again (resumable)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,7 +38,8 @@ results: runs/results/comparison/report.html
 	@echo "The results: $(abspath docs/results)"
 
 reference: $(INSTALLED)
-	$(BIN)/python -m foresight.models.reference
+	$(BIN)/python -m foresight.models.reference --model tiny-latte
+	$(BIN)/python -m foresight.models.reference --model tiny-wan
 
 # Resumes where it was stopped and returns at once when the trace set is complete.
 $(CHAINS:%=profile-%): profile-%: $(INSTALLED)

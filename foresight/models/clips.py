@@ -155,30 +155,30 @@ def _background(name: str, rng: np.random.Generator, x, y, time):  # noqa: ANN00
         return blend(y * 0.5 + 0.5, (70, 30, 110), (255, 130, 60))
     if name == "a green meadow":
         blades = 0.5 + 0.5 * np.sin(14 * x + phase + 2 * np.sin(3 * y)) * np.sin(9 * y + phase)
-        return blend(blades, (50, 120, 45), (110, 175, 80))
+        return blend(blades, (62, 132, 52), (88, 158, 68))
     if name == "gray stripes":
-        return blend(0.5 + 3 * np.sin(7 * (x + y) + phase), (70, 70, 75), (165, 165, 170))
+        return blend(0.5 + 3 * np.sin(7 * (x + y) + phase), (88, 88, 93), (142, 142, 147))
     if name == "a brown checkerboard":
         return blend(
             0.5 + 8 * np.sin(6.3 * x + phase) * np.sin(6.3 * y + phase),
-            (95, 60, 35),
-            (190, 150, 105),
+            (104, 70, 44),
+            (150, 112, 74),
         )
     if name == "a starry night":
-        stars = rng.uniform(-1.8, 1.8, size=(40, 2))
-        glow = sum(np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.0018) for a, b in stars)
-        return blend(glow, (12, 14, 45), (240, 240, 220))
+        stars = rng.uniform(-1.8, 1.8, size=(24, 2))
+        glow = sum(np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.004) for a, b in stars)
+        return blend(glow, (12, 14, 45), (190, 190, 175))
     if name == "rolling waves":
         swell = np.sin(6 * y + 2.5 * np.sin(2 * x + phase) + 4 * math.pi * time)
-        return blend(0.5 + 0.5 * swell, (15, 60, 130), (90, 190, 215))
+        return blend(0.5 + 0.5 * swell, (25, 85, 150), (65, 145, 190))
     raise ValueError(f"unknown background {name!r}; choose from {BACKGROUNDS}")
 
 
 def _draw(frames, item, rng, x, y, time, centre, pixel, aspect):  # noqa: ANN001, ANN202
     rate = _RATE[item.speed]
-    size = rng.uniform(0.42, 0.54) * (0.75 if centre else 1.0)
-    cx = centre + rng.uniform(-0.12, 0.12) * aspect + 0 * time
-    cy = rng.uniform(-0.2, 0.2) + 0 * time
+    size = rng.uniform(0.5, 0.6) * (0.72 if centre else 1.0)
+    cx = centre + rng.uniform(-0.08, 0.08) * aspect + 0 * time
+    cy = rng.uniform(-0.1, 0.1) + 0 * time
     angle = 0 * time
     scale, alpha = 1 + 0 * time, 1.0
     travel = (time - 0.5) * 0.9 * rate
@@ -210,9 +210,7 @@ def _draw(frames, item, rng, x, y, time, centre, pixel, aspect):  # noqa: ANN001
     dx, dy = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
     distance = _distance(item.shape, dx, dy) * size * scale
     cover = np.clip(0.5 - distance / pixel, 0, 1)[..., None] * alpha
-    rim = np.clip(0.5 - (distance + 1.6 * pixel) / pixel, 0, 1)[..., None]
-    colour = np.asarray(COLOURS[item.colour], float)
-    return frames * (1 - cover) + cover * (colour * rim + colour * 0.35 * (1 - rim))
+    return frames * (1 - cover) + cover * np.asarray(COLOURS[item.colour], float)
 
 
 def _distance(shape: str, x, y):  # noqa: ANN001, ANN202
