@@ -91,6 +91,7 @@ class Generated:
         report: Of the session.
         prompt_embedding: (D,).
         timesteps, sigmas: (S,).
+        response: (S, S) of the solver, or None; see `foresight.solver`.
     """
 
     frames: np.ndarray
@@ -103,6 +104,7 @@ class Generated:
     prompt_embedding: np.ndarray
     timesteps: np.ndarray
     sigmas: np.ndarray
+    response: np.ndarray | None
 
 
 @torch.no_grad()
@@ -161,6 +163,7 @@ def generate(
             prompt_embedding=generation.prompt_embedding,
             timesteps=generation.timesteps,
             sigmas=generation.sigmas,
+            response=generation.response,
         )
     finally:
         if session is not None:

@@ -20,15 +20,19 @@ class Plan:
             FORECAST and a, p are the last two computed steps of that block; 0 elsewhere.
         at_output: The whole model is one unit: where it is skipped no block runs, and what is
             reused or forecast is the model's output instead of the blocks' residuals.
+        corrections: float32 (S, 2), for plans at the output; kappa and lambda of
+            `v[s] + kappa * (v[s] - v[a]) - lambda * (v[a] - v[p])`, which a computed step returns
+            to make good what forecasts since step a have missed.
 
     Raises:
-        ValueError: If shapes differ, an action needs a residual that no earlier step computed, or
-            blocks differ in a plan at the output.
+        ValueError: If shapes differ, an action needs a residual that no earlier step computed,
+            blocks differ in a plan at the output, or a correction stands where none can be.
     """
 
     actions: np.ndarray
     coefficients: np.ndarray
     at_output: bool = False
+    corrections: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
 
     def __post_init__(self) -> None:
         if self.actions.ndim != 2 or self.actions.shape != self.coefficients.shape:
@@ -38,6 +42,11 @@ class Plan:
             )
         if self.at_output and (self.actions != self.actions[:, :1]).any():
             raise ValueError("blocks cannot differ in a plan at the output")
+        if not len(self.corrections):
+            empty = np.zeros((len(self.actions), 2), np.float32)
+            object.__setattr__(self, "corrections", empty)
+        if self.corrections.shape != (len(self.actions), 2):
+            raise ValueError(f"`corrections` {self.corrections.shape} must be (steps, 2)")
         if self.actions.max(initial=0) > FORECAST:
             raise ValueError(f"`actions` has values above {FORECAST}")
         computed_before = np.cumsum(self.actions == COMPUTE, axis=0) - (self.actions == COMPUTE)
@@ -49,6 +58,11 @@ class Plan:
                     f"plan: step {step}, block {block}: {ACTION_NAMES[action]} needs {needed} "
                     f"computed step(s) before it, and has {computed_before[step, block]}"
                 )
+        corrected = np.argwhere(self.corrections != 0)
+        for step, needed in corrected:
+            computed = self.actions[step, 0] == COMPUTE and computed_before[step, 0] > needed
+            if not (self.at_output and computed):
+                raise ValueError(f"plan: step {step} cannot be corrected")
 
     @classmethod
     def from_actions(cls, actions: np.ndarray) -> "Plan":
@@ -63,6 +77,7 @@ class Plan:
         num_blocks: int,
         *,
         at_output: bool = False,
+        corrections: np.ndarray | None = None,
     ) -> "Plan":
         """All blocks share each decision.
 
@@ -71,6 +86,7 @@ class Plan:
             coefficients: (S,); where not 0, a step that is not computed is forecast.
             num_blocks: N.
             at_output: See `Plan`.
+            corrections: (S, 2); see `Plan`.
         """
         skipped = np.where(coefficients != 0, FORECAST, REUSE)
         actions = np.where(computed, COMPUTE, skipped).astype(np.uint8)
@@ -79,19 +95,24 @@ class Plan:
             np.repeat(actions[:, None], num_blocks, axis=1),
             np.repeat(betas[:, None], num_blocks, axis=1),
             at_output,
+            np.zeros((0, 2)) if corrections is None else corrections.astype(np.float32),
         )
 
     def restarted(self, step: int) -> "Plan":
         """What is left of the plan from a step on, where nothing computed before can be used.
 
-        That step is computed, and forecasts that lack two computed steps become reuse.
+        That step is computed, forecasts that lack two computed steps become reuse, and what would
+        correct them falls away.
         """
         actions, betas = self.actions[step:].copy(), self.coefficients[step:].copy()
         actions[0], betas[0] = COMPUTE, 0
         computed_before = np.cumsum(actions == COMPUTE, axis=0) - (actions == COMPUTE)
         short = (actions == FORECAST) & (computed_before < 2)
         actions[short], betas[short] = REUSE, 0
-        return dataclasses.replace(self, actions=actions, coefficients=betas)
+        corrections = self.corrections[step:] * (computed_before[:, :1] > np.arange(2))
+        return dataclasses.replace(
+            self, actions=actions, coefficients=betas, corrections=corrections
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -179,12 +200,6 @@ def _column_operations(
                     drops_previous=step == last_forecast,
                 ),
             )
-
-
-def compile_output_plan(plan: Plan) -> Row:
-    """The operation of the whole model at every step (S,), for a plan at the output."""
-    column = Plan(plan.actions[:, :1], plan.coefficients[:, :1])
-    return [row[0] for row in compile_plan(column, ["model"])]
 
 
 def _share_slots(plan: Plan, kinds: Sequence[str]) -> list[int]:

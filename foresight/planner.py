@@ -36,13 +36,20 @@ def shortest_path(weight: np.ndarray, num_computed: int) -> np.ndarray:
     return computed
 
 
-def run_weights(amplitude: np.ndarray, power: float) -> np.ndarray:
+def run_weights(
+    amplitude: np.ndarray,
+    power: float,
+    between: np.ndarray | None = None,
+    leak: float = 0.0,
+) -> np.ndarray:
     """Weights of all runs from the amplitude of each skipped step.
 
     Args:
-        amplitude: (S, S, S) `amplitude[p, a, s]` gain times root error at s if a, p were computed
-        last.
+        amplitude: (S, S, S); `[p, a, s]` is gain times root error at s if a, p were computed last.
         power: q; a run's damage is its summed amplitude to the 2q.
+        between: (S, S, S); `[a, n, s]` is gain times root error that is left at s once step n is
+            computed and corrects for it; None if steps do not correct.
+        leak: Share of the energy of the uncorrected error that a correction does not reach.
 
     Returns:
         (S, S, S + 1); `weight[p, a, n]` is what it costs to compute at p, then a, then n and to
@@ -55,6 +62,14 @@ def run_weights(amplitude: np.ndarray, power: float) -> np.ndarray:
     for latest in range(steps):
         sums = np.zeros((steps, steps - latest))
         sums[:, 1:] = np.cumsum(amplitude[:, latest, latest + 1 :], axis=1)
+        if between is not None:
+            for n in range(latest + 2, steps):
+                run = slice(latest + 1, n)
+                if not np.isfinite(between[latest, n, run]).all():
+                    sums[:, n - latest - 1] = np.inf
+                    continue
+                left = between[latest, n, run] ** 2 + leak * amplitude[:, latest, run] ** 2
+                sums[:, n - latest - 1] = np.sqrt(left).sum(axis=1)
         weight[:, latest, latest + 1 :] = sums ** (2 * power)
         weight[order > latest, latest] = np.inf
         if latest > 0:

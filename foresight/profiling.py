@@ -127,7 +127,8 @@ def profile(
         rows = []
         for index in range(rollouts):
             kind = KINDS[index % len(KINDS)]
-            plan = sample_plan(kind, rng, trace["group_gram"][1], trace["sigmas"], blocks)
+            gram, sigmas = trace["group_gram"][1], trace["sigmas"]
+            plan = sample_plan(kind, rng, gram, sigmas, blocks, plain.response)
             row = roll_out(pipe, prompt.text, config, run_seed, plan, plain)
             rows.append(
                 {

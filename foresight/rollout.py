@@ -12,7 +12,9 @@ from foresight.pipeline import Generated, generate
 from foresight.plan import Plan
 from foresight.planner import run_weights, shortest_path
 from foresight.policies.base import Generation, Policy
+from foresight.solver import corrections
 
+TYPICAL_LEAK = 0.05
 KINDS = ("planned", "stack", "planned", "single")  # in turn
 
 
@@ -33,8 +35,8 @@ def roll_out(
     """Run a plan and compare it with the uncached run of the same seed.
 
     Returns:
-        The columns `plan`, `coefficients`, `at_output`, `compute_fraction`, `final_error` (latent
-        MSE over the mean square of the uncached latents) and `psnr` in dB.
+        The columns `plan`, `coefficients`, `corrections`, `at_output`, `compute_fraction`,
+        `final_error` (latent MSE over the mean square of the uncached latents) and `psnr` in dB.
     """
     result = generate(pipe, prompt, config, seed=seed, policy=FixedPlan(plan))
     truth = reference.latents.float()
@@ -42,6 +44,7 @@ def roll_out(
     return {
         "plan": plan.actions,
         "coefficients": plan.coefficients,
+        "corrections": plan.corrections,
         "at_output": plan.at_output,
         "compute_fraction": plan.compute_fraction(),
         "final_error": float(error),
@@ -50,7 +53,12 @@ def roll_out(
 
 
 def sample_plan(
-    kind: str, rng: np.random.Generator, gram: np.ndarray, sigmas: np.ndarray, num_blocks: int
+    kind: str,
+    rng: np.random.Generator,
+    gram: np.ndarray,
+    sigmas: np.ndarray,
+    num_blocks: int,
+    response: np.ndarray | None = None,
 ) -> Plan:
     """Draw a plan at the output to learn from.
 
@@ -62,14 +70,18 @@ def sample_plan(
         gram: (S, S) inner products of the model's outputs.
         sigmas: (S,).
         num_blocks: N.
+        response: Of the solver; where given, plans that forecast also correct.
     """
     steps = len(gram)
+    between, left = interpolations(gram)
     strength = rng.choice([0.0, rng.uniform(0.5, 1.1)], p=[0.3, 0.7])
     computed = np.ones(steps, bool)
     if kind == "planned":
         strength = 1.0
         gain = np.exp(log_snr(sigmas) * rng.uniform(-0.1, 0.4))
-        weight = run_weights(gain * np.sqrt(_least_errors(gram)), rng.uniform(0.5, 2))
+        amplitude, power = gain * np.sqrt(_least_errors(gram)), rng.uniform(0.5, 2)
+        after = None if response is None else gain * np.sqrt(left)
+        weight = run_weights(amplitude, power, after, TYPICAL_LEAK)
         computed = shortest_path(weight, int(rng.integers(steps // 4, steps)))
     elif kind == "single":
         start = rng.integers(1, steps)
@@ -81,7 +93,8 @@ def sample_plan(
             computed[step : step + run] = False
             step += run + 1
     betas = strength * best_coefficients(gram, computed)
-    return Plan.whole_stack(computed, betas, num_blocks, at_output=True)
+    correct = corrections(computed, betas, between, response if strength else None)
+    return Plan.whole_stack(computed, betas, num_blocks, at_output=True, corrections=correct)
 
 
 def _least_errors(gram: np.ndarray) -> np.ndarray:
@@ -92,6 +105,23 @@ def _least_errors(gram: np.ndarray) -> np.ndarray:
     along = gram[None] - gram[:, None, :] - own[None, :, None] + gram[:, :, None]
     cut = np.divide(along**2, change[:, :, None], where=change[:, :, None] > 1e-12, out=0 * along)
     return np.clip(change[None] - cut, 1e-3 * change[None].clip(0), None)
+
+
+def interpolations(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least-squares place of each step between two others, and the squared error it leaves.
+
+    Returns:
+        c and error, both (S, S, S) by earlier step a, later step n and step j: of
+        `v[a] + c * (v[n] - v[a])` for v[j].
+    """
+    own = np.diag(gram)
+    change = own[:, None] + own[None] - 2 * gram  # (S, S)
+    # <v[j] - v[a], v[n] - v[a]> over [a, n, j]
+    along = gram[None] - gram[:, None, :] - gram[:, :, None] + own[:, None, None]
+    known = change[:, :, None] > 1e-12
+    place = np.divide(along, change[:, :, None], where=known, out=0 * along)
+    left = change[:, None, :] - place * along
+    return place, np.clip(left, 1e-3 * change[:, None, :].clip(0), None)
 
 
 def best_coefficients(gram: np.ndarray, computed: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ import torch
 
 from foresight.blocks import stream_of
 from foresight.observing import Streams
-from foresight.plan import COMPUTE, REUSE, Operation, Plan, Row, compile_output_plan, compile_plan
+from foresight.output_plan import OutputStep, compile_output_plan
+from foresight.plan import COMPUTE, REUSE, Operation, Plan, Row, compile_plan
 from foresight.policies.base import Controller
 
 MODEL = -1
@@ -25,9 +26,9 @@ class Program:
     def __init__(self, plan: Plan, groups: Sequence[str], start: int) -> None:
         rest, self.start = plan.restarted(start), start
         self.rows: list[Row] = [[None] * len(groups)] * rest.shape[0]
-        self.model: Row = [None] * rest.shape[0]
+        self.model: list[OutputStep | None] = [None] * rest.shape[0]
         if rest.at_output:
-            self.model = compile_output_plan(rest)
+            self.model[:] = compile_output_plan(rest)
         else:
             self.rows = compile_plan(rest, groups)
 
@@ -46,6 +47,7 @@ class Branch:
         self.streams, self.index, self._tap = streams, index, tap
         self.latest: dict[int, Tensors] = {}
         self.previous: dict[int, Tensors] = {}
+        self.predictions: list[Tensors] = []  # of the model, the latest first
 
     def begin(self, step: int, executed: bytearray) -> None:
         """A forward pass begins; `executed` (N,) is where actions are noted."""
@@ -65,7 +67,7 @@ class Branch:
 
     def num_bytes(self) -> int:
         """Bytes kept."""
-        kept = (*self.latest.values(), *self.previous.values())
+        kept = (*self.latest.values(), *self.previous.values(), *self.predictions)
         return sum(tensor.nbytes for tensors in kept for tensor in tensors)
 
     def _compute(
@@ -99,25 +101,24 @@ class PlannedBranch(Branch):
 
     def model(self, forward: Callable, args: tuple, kwargs: dict) -> Any:
         """Run the whole model, or stand in for it, as planned."""
-        operation = self._whole
-        if operation is None:
+        whole = self._whole
+        if whole is None:
             return super().model(forward, args, kwargs)
-        if operation.action == COMPUTE:
-            output = super().model(forward, args, kwargs)
-            # Copies, in and out, for pipelines that change a prediction in place.
-            self._store(operation, tuple(part.clone() for part in tensors_of(output)))
-            self._rebuild = rebuilder(output)
+        if whole.action != COMPUTE:
+            self.executed[:] = bytes([whole.action]) * len(self.executed)
+            value = _combine(whole.kept, self.predictions)
+            del self.predictions[whole.keep :]
+            return self._rebuild(value)
+        output = super().model(forward, args, kwargs)
+        self._rebuild = rebuilder(output)
+        fresh = tensors_of(output)
+        before = self.predictions
+        # Copies, in and out, for pipelines that change a prediction in place.
+        kept = [tuple(part.clone() for part in fresh)] if whole.keep else []
+        self.predictions = [*kept, *before][: whole.keep]
+        if not whole.kept:
             return output
-        self.executed[:] = bytes([operation.action]) * len(self.executed)
-        latest = self.latest[operation.slot]
-        if operation.action == REUSE:
-            value = tuple(part.clone() for part in latest)
-        else:
-            older = self.previous[operation.slot]
-            weight = 1 + operation.coefficient
-            value = tuple(torch.lerp(p, a, weight) for p, a in zip(older, latest, strict=True))
-        self._drop(operation)
-        return self._rebuild(value)
+        return self._rebuild(_combine((whole.fresh, *whole.kept), [fresh, *before]))
 
     def block(self, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
         """Run a block, or stand in for it, as planned."""
@@ -193,6 +194,19 @@ class ReactiveBranch(Branch):
         self._controller.observe(self.step, self.index, index, fresh[0], last)
         self.latest[index] = fresh
         return output
+
+
+def _combine(weights: tuple[float, ...], predictions: list[Tensors]) -> Tensors:
+    """The weighted sum of predictions, part by part."""
+    parts = zip(*predictions[: len(weights)], strict=True)
+    return tuple(_weighted(weights, part) for part in parts)
+
+
+def _weighted(weights: tuple[float, ...], tensors: Tensors) -> torch.Tensor:
+    total = tensors[0] * weights[0]
+    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
+        total.add_(tensor, alpha=weight)
+    return total
 
 
 def tensors_of(output: Any) -> Tensors:

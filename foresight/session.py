@@ -28,6 +28,7 @@ from foresight.plan import Plan
 from foresight.policies.base import Controller, Generation, Policy
 from foresight.record import Report
 from foresight.runner import MODEL, Branch, PlannedBranch, Program, ReactiveBranch, Tap
+from foresight.solver import solver_response
 
 if TYPE_CHECKING:
     from foresight.peers.session import PeerSession
@@ -190,6 +191,7 @@ class Session:
             prompt_embedding=pooled_prompt(model.module, args, kwargs),
             block_names=tuple(block.name for block in observed.blocks),
             block_kinds=tuple(block.kind for block in observed.blocks),
+            response=solver_response(self.clock.scheduler),
         )
         decided = self.policy.begin(self.generation)
         if isinstance(decided, Plan):

@@ -52,6 +52,7 @@ ROLLOUT_SCHEMA = pa.schema(
         "kind": pa.string(),
         "plan": pa.list_(pa.list_(pa.int8())),
         "coefficients": _MATRIX,
+        "corrections": _MATRIX,
         "at_output": pa.bool_(),
         "compute_fraction": pa.float32(),
         "final_error": pa.float32(),

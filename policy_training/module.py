@@ -75,11 +75,19 @@ class ReuseTraining(lightning.LightningModule):
         context = self.model.context(queries.embedding, queries.features)
         return self.model(queries.entity, queries.levels, context)
 
-    def log_damage(self, rollouts: Rollouts, errors: Tensor) -> Tensor:
-        """Predicted log error of the final latents (R,), from squared residual errors (R, S)."""
+    def log_damage(self, rollouts: Rollouts, errors: Tensor, left: Tensor) -> Tensor:
+        """Predicted log error of the final latents (R,).
+
+        Args:
+            rollouts: Their plans.
+            errors: (R, S) squared errors of the output.
+            left: (R, S) what is left of them after correction.
+        """
         context = self.model.context(rollouts.embedding, rollouts.features)
         gain = self.model.log_gain(rollouts.sigmas, context)
-        return self.model.log_damage(errors, rollouts.actions != COMPUTE, gain)
+        corrected = rollouts.ends > rollouts.steps[..., 0]
+        total = torch.where(corrected, left + self.model.leak * errors, errors)
+        return self.model.log_damage(total, rollouts.actions != COMPUTE, gain)
 
     def predicted_damage(self, rollouts: Rollouts) -> Tensor:
         """As a planner sees it: (R,) from predicted residual errors, before anything is run."""
@@ -99,7 +107,12 @@ class ReuseTraining(lightning.LightningModule):
         miss = (rollouts.coefficients / torch.where(known, best, 1.0) - 1) ** 2
         executed = torch.where(known, left + miss * (change - left).clamp(min=0), change)
         errors = torch.where(rollouts.actions == FORECAST, executed, change)
-        return self.log_damage(rollouts, errors)
+        places = torch.stack(
+            [rollouts.steps[..., 0], rollouts.ends, rollouts.steps[..., 1]], dim=-1
+        )
+        levels = rollouts.sigmas.gather(1, places.flatten(1)).reshape(-1, 3)
+        _, after = self.model.between(levels)
+        return self.log_damage(rollouts, errors, after.reshape(shape[:2]))
 
     def losses(self, queries: Queries, out: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalar losses of the dense part.
@@ -117,7 +130,10 @@ class ReuseTraining(lightning.LightningModule):
 
     def rollout_loss(self, groups: list[Rollouts]) -> Tensor:
         """Huber loss of the log ratio of predicted to measured error; trains gains and power."""
-        off = [self.log_damage(group, group.errors) - group.log_final_error for group in groups]
+        off = [
+            self.log_damage(group, group.errors, group.left) - group.log_final_error
+            for group in groups
+        ]
         ratios = torch.cat(off)
         return huber_loss(ratios, torch.zeros_like(ratios))
 
@@ -183,7 +199,7 @@ class ReuseTraining(lightning.LightningModule):
 
         They are a handful of numbers of the size of one, set by few roll-outs.
         """
-        damage = [*self.model.gain.parameters(), self.model.log_power]
+        damage = [*self.model.gain.parameters(), self.model.log_power, self.model.log_leak]
         chosen = {id(parameter) for parameter in damage}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
         rates = [self.hparams["lr"], GAIN_RATE * self.hparams["lr"]]

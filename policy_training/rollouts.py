@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foresight.plan import COMPUTE, FORECAST
 from policy_training.generations import Bucket
-from policy_training.labels import forecast_error, moments
+from policy_training.labels import best_coefficient, forecast_error, moments
 
 
 class Rollouts(NamedTuple):
@@ -20,8 +20,12 @@ class Rollouts(NamedTuple):
     """(R, S) of the forecasts."""
     steps: Tensor
     """(R, S, 3) step s, and the steps a and p that its residual was taken from."""
+    ends: Tensor
+    """(R, S) the step that is computed after s and corrects for it; s itself where none does."""
     errors: Tensor
     """(R, S) squared error of the model's output, read off the uncached trace."""
+    left: Tensor
+    """(R, S) what is left of it after correction; `errors` where nothing corrects."""
     sigmas: Tensor
     """(R, S)"""
     embedding: Tensor
@@ -61,6 +65,32 @@ def executed_errors(
     return torch.where(torch.from_numpy(actions != COMPUTE), forecast_error(query, betas), 0.0)
 
 
+def correcting_steps(actions: np.ndarray, corrections: np.ndarray) -> Tensor:
+    """The step that makes good what each skipped step missed: int64 (S,); s itself if none does.
+
+    Args:
+        actions: (S,) compute, reuse or forecast.
+        corrections: (S, 2) kappa and lambda.
+    """
+    ends, after = [], None
+    for step in reversed(range(len(actions))):
+        if actions[step] == COMPUTE:
+            after = step if corrections[step].any() else None
+            ends.append(step)
+        else:
+            ends.append(step if after is None else after)
+    return torch.tensor(ends[::-1])
+
+
+def corrected_errors(gram: Tensor, errors: Tensor, steps: Tensor, ends: Tensor) -> Tensor:
+    """What is left of squared errors (S,) once the steps `ends` (S,) have corrected for them."""
+    target, latest = steps[:, 0], steps[:, 1]
+    query = moments(
+        gram[None], torch.zeros_like(target), torch.stack([target, ends, latest], dim=1)
+    )
+    return torch.where(ends > target, forecast_error(query, best_coefficient(query)), errors)
+
+
 def gather_rollouts(buckets: list[Bucket]) -> list[Rollouts]:
     """The roll-outs of plans at the output, of each bucket that has some."""
     found = [_gather(bucket) for bucket in buckets]
@@ -84,14 +114,27 @@ def _gather(bucket: Bucket) -> Rollouts | None:
         executed_errors(bucket.gram[index, 0], actions, source, coefficients)
         for (index, actions, coefficients, _), source in zip(found, steps, strict=True)
     ]
+    ends = [correcting_steps(actions, _corrections(rollout)) for _, actions, _, rollout in found]
+    left = [
+        corrected_errors(bucket.gram[index, 0], error, source, end)
+        for (index, *_), error, source, end in zip(found, errors, steps, ends, strict=True)
+    ]
     final = torch.tensor([float(rollout["final_error"]) for *_, rollout in found])
     return Rollouts(
         actions=torch.from_numpy(np.stack([actions for _, actions, _, _ in found])),
         coefficients=torch.tensor(np.stack([betas for _, _, betas, _ in found])).float(),
         steps=torch.stack(steps),
+        ends=torch.stack(ends),
         errors=torch.stack(errors),
+        left=torch.stack(left),
         sigmas=bucket.sigmas[rows],
         embedding=bucket.embedding[rows],
         features=bucket.features[rows],
         log_final_error=final.log(),
     )
+
+
+def _corrections(rollout: dict[str, Any]) -> np.ndarray:
+    """(S, 2); zeros in trace sets from before plans corrected."""
+    found = rollout.get("corrections")
+    return np.zeros((len(rollout["plan"]), 2)) if found is None else np.asarray(found)

@@ -21,6 +21,7 @@ class Generation:
         sigmas: (S,) share of noise per step.
         prompt_embedding: (D,) mean of the prompt's text embedding over its tokens.
         block_names, block_kinds: N blocks in execution order.
+        response: (S, S) of the solver, see `foresight.solver`; None if errors cannot be undone.
     """
 
     config: GenerationConfig
@@ -29,6 +30,7 @@ class Generation:
     prompt_embedding: np.ndarray
     block_names: tuple[str, ...]
     block_kinds: tuple[str, ...]
+    response: np.ndarray | None = None
 
     @property
     def num_steps(self) -> int:

@@ -15,6 +15,7 @@ from foresight.plan import Plan
 from foresight.planner import run_weights, shortest_path, steps_for_speedup
 from foresight.policies.base import Generation, Policy
 from foresight.policies.network import ReuseModel, config_features
+from foresight.solver import corrections
 
 OUTPUT = 0
 LONGEST_RUN = 8
@@ -129,13 +130,20 @@ class LearnedPolicy(Policy):
         if allowed >= steps:
             return Plan.from_actions(np.zeros((steps, blocks)))
         count = max(1, int(allowed + 1e-6))
-        amplitude, coefficients = self._predict(generation, max(LONGEST_RUN, -(-steps // count)))
-        computed = shortest_path(run_weights(amplitude, float(self.model.power)), count)
+        longest = max(LONGEST_RUN, -(-steps // count))
+        amplitude, coefficients, gain = self._predict(generation, longest)
+        place, left = self._between(generation, longest)
+        after = None if generation.response is None else gain * np.sqrt(left)
+        power, leak = float(self.model.power), float(self.model.leak)
+        computed = shortest_path(run_weights(amplitude, power, after, leak), count)
         betas = _coefficients(computed, coefficients)
-        return Plan.whole_stack(computed, betas, blocks, at_output=True)
+        correct = corrections(computed, betas, place, generation.response)
+        return Plan.whole_stack(computed, betas, blocks, at_output=True, corrections=correct)
 
-    def _predict(self, generation: Generation, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """Amplitudes and coefficients of the output, (S, S, S) by previous, latest, target step.
+    def _predict(
+        self, generation: Generation, longest: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Amplitudes and coefficients of the output, (S, S, S) by previous, latest, target; gains.
 
         Infinite where more than `longest` steps would be skipped in a row.
         """
@@ -158,7 +166,23 @@ class LearnedPolicy(Policy):
         coefficients = np.zeros((steps, steps, steps))
         amplitude[p, a, s] = gain[s] * np.exp(error / 2)
         coefficients[p, a, s] = np.where(forecast, out["coefficient"].numpy(), 0.0)
-        return amplitude, coefficients
+        return amplitude, coefficients, gain
+
+    def _between(self, generation: Generation, longest: int) -> tuple[np.ndarray, np.ndarray]:
+        """Place of each step between two others and the error left, (S, S, S) by those two first.
+
+        The error is infinite where more than `longest` steps lie between them.
+        """
+        steps = generation.num_steps
+        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
+        a, n, j = np.meshgrid(*[np.arange(steps)] * 3, indexing="ij")
+        wanted = (a < j) & (j < n) & (n - a <= longest + 1)
+        a, n, j = a[wanted], n[wanted], j[wanted]
+        place = np.zeros((steps, steps, steps))
+        left = np.full((steps, steps, steps), np.inf)
+        c, error = self.model.between(sigmas[np.stack([j, n, a], axis=1)])
+        place[a, n, j], left[a, n, j] = c.numpy(), error.numpy()
+        return place, left
 
     def _context(self, generation: Generation) -> torch.Tensor:
         prompt = torch.from_numpy(np.asarray(generation.prompt_embedding)).float()

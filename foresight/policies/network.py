@@ -12,8 +12,8 @@ the last computed step a and the one before, p, the network predicts
     log_forecast  log of what the forecast leaves
     log_gain      log of how far an error of the output at s reaches the video
 
-and composes the damage of a plan from them: errors of one run of skipped steps add up in amplitude,
-runs add up as a p-norm with a learned power.
+and composes the damage of a plan from them: errors of one run of skipped steps, less what the step
+after the run makes good, add up in amplitude, runs add up as a p-norm with a learned power.
 """
 
 import math
@@ -84,6 +84,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         nn.init.zeros_(self.gain.weight)
         nn.init.constant_(self.gain.bias, -1.0)
         self.log_power = nn.Parameter(torch.zeros(()))
+        self.log_leak = nn.Parameter(torch.zeros(()))
         nn.init.normal_(self.entity.weight, std=0.3)
 
     def fit_inputs(self, prompts: torch.Tensor, configs: torch.Tensor) -> None:
@@ -127,6 +128,19 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         coefficient = torch.where(known, cross / motion.clamp(min=1e-12), 0.0)
         left = torch.maximum(change - coefficient * cross * known, 1e-3 * change)
         return change.log().float(), coefficient.clamp(-1, 8).float(), left.log().float()
+
+    def between(self, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the output at a level lies between those of two others, and what that leaves.
+
+        Args:
+            levels: (Q, 3) sigmas of target j, later step n, earlier step a.
+
+        Returns:
+            c of `v[a] + c * (v[n] - v[a])`, and the squared error; (Q,) each.
+        """
+        entity = torch.zeros(len(levels), dtype=torch.long, device=levels.device)
+        _, coefficient, log_left = self._read_kernel(entity, levels)
+        return 1 + coefficient, log_left.exp()
 
     def context(self, prompts: torch.Tensor, configs: torch.Tensor) -> torch.Tensor:
         """Encode prompt embeddings (G, D) and config features (G, 5) once a generation: (G, C)."""
@@ -189,6 +203,14 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
             *sigmas.shape, NUM_CONFIG_FEATURES
         )
         return self.gain(torch.cat([curve, configs], dim=-1))[..., 0]
+
+    @property
+    def leak(self) -> torch.Tensor:
+        """Share of an error's energy that a correction does not reach.
+
+        While the error lasted, the model was run on latents that were off.
+        """
+        return torch.sigmoid(self.log_leak - 3.0)
 
     @property
     def power(self) -> torch.Tensor:
