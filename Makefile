@@ -10,11 +10,18 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODEL := checkpoints/tiny-latte
 
+RIVALS := foresight static random fewer-steps
+comma := ,
+space := $(subst ,, )
+
 # The two chains differ in nothing but their size.
 CHAINS := demo results
 PROFILE_demo := --configs data/configs/demo.json --limit 12 --rollouts 4
 COMPARE_demo := --configs data/configs/demo.json --limit 4
 PROFILE_results := --configs data/configs/train.json --limit 72 --rollouts 6
+# On a model of Latte's kind: the closest other method in the demo, all of them in the results.
+PEERS_demo := $(foreach n,2 3 4,taylorseer[interval=$(n)$(comma)outputs=lite])
+PEERS_results := pab fbcache magcache taylorseer fastercache cache-dit teacache
 COMPARE_results := --configs data/configs/test.json --limit 16
 
 .PHONY: demo test check results reference $(CHAINS:%=profile-%)
@@ -51,7 +58,7 @@ $(CHAINS:%=runs/%/policy/config.json): runs/%/policy/config.json: | profile-%
 
 $(CHAINS:%=runs/%/comparison/report.html): runs/%/comparison/report.html: runs/%/policy/config.json
 	$(BIN)/foresight compare --model $(MODEL) \
-		--policies runs/$*/policy,foresight,static,random,fewer-steps \
+		--policies '$(subst $(space),$(comma),runs/$*/policy $(RIVALS) $(PEERS_$*))' \
 		--prompts data/prompts/test.txt $(COMPARE_$*) --output runs/$*/comparison
 
 # pip's own configuration says where packages come from.

@@ -263,6 +263,8 @@ def _claim(output: Path, setup: dict[str, Any]) -> None:
                 "choose another folder or delete it"
             )
         return
+    if output.is_dir() and any(path for path in output.iterdir() if path.name[0] != "."):
+        raise UserError(f"--output {output} is not empty and no comparison; give another folder")
     try:
         (output / "parts").mkdir(parents=True, exist_ok=True)
     except OSError as error:

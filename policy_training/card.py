@@ -33,8 +33,8 @@ import foresight
 
 policy = foresight.load_policy("{{ name }}")  # this folder
 with foresight.reuse(pipe, policy, speedup=2.0) as session:
-    video = pipe("a red circle moves left").frames[0]
-session.report()
+    video = pipe("{{ prompt }}", height={{ height }}, width={{ width }}).frames[0]
+print(session.report())
 ```
 
 ## Training data
@@ -137,6 +137,9 @@ def model_card(
         model_id=fingerprint.get("id", "the profiled model"),
         model=list(shown.items()),
         configs=sorted(Counter(str(configuration(g.trace)) for g in generations).items()),
+        prompt=generations[0].trace["prompt"],
+        height=configuration(generations[0].trace).height,
+        width=configuration(generations[0].trace).width,
         num_train=len(train),
         num_held_out=len(held_out),
         num_rollouts=sum(len(g.rollouts) for g in generations),

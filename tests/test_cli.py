@@ -125,6 +125,13 @@ def test_profile_refuses_a_folder_of_something_else(work, model_folder, capsys):
     assert "thesis is not empty and no trace set" in refusal(arguments, capsys, work)
 
 
+def test_compare_refuses_a_folder_of_something_else(work, model_folder, capsys):
+    arguments = ["compare", "--model", model_folder, "--device", "cpu", "--output", work / "thesis"]
+    arguments += ["--prompts", work / "prompts.txt", "--configs", work / "configs.json"]
+    arguments += ["--policies", "static[interval=2]"]
+    assert "thesis is not empty and no comparison" in refusal(arguments, capsys, work)
+
+
 @pytest.mark.parametrize(
     ("policies", "message"),
     [

@@ -214,7 +214,7 @@ def test_half_precision_is_kept(dtype, at_output):
             lambda *_: kept.extend(
                 tensor.dtype
                 for branch in session._models[0].branches.values()
-                for tensors in branch.latest.values()
+                for tensors in (*branch.latest.values(), *branch.predictions)
                 for tensor in tensors
             )
         )

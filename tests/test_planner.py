@@ -33,29 +33,53 @@ def test_shortest_path_equals_brute_force(rng, steps):
             assert found == best
 
 
-def damage(amplitude: np.ndarray, computed: tuple[int, ...], power: float) -> float:
-    """The definition, step by step: amplitudes add up in a run, runs as a power of them."""
-    total, run, previous, latest = 0.0, 0.0, 0, 0
-    for step in range(1, len(amplitude)):
-        if step in computed:
-            total += run ** (2 * power)
-            run, previous, latest = 0.0, latest, step
-        else:
-            run += amplitude[previous, latest, step]
-    return total + run ** (2 * power)
+def damage(
+    amplitude: np.ndarray, computed: tuple[int, ...], power: float, between=None, leak=0.0
+) -> float:
+    """The definition, step by step: amplitudes add up in a run, runs as a power of them.
+
+    Where a computed step ends a run and corrects, what is left of each error counts instead.
+    """
+    total, previous, latest = 0.0, 0, 0
+    steps = len(amplitude)
+    for following in (*computed[1:], steps):
+        run = 0.0
+        for step in range(latest + 1, following):
+            off = amplitude[previous, latest, step]
+            if between is None or following == steps:
+                run += off
+            else:
+                run += np.hypot(between[latest, following, step], np.sqrt(leak) * off)
+        total += run ** (2 * power)
+        previous, latest = latest, following
+    return total
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
-def test_planned_damage_is_the_least_of_all_plans(rng, power):
+@pytest.mark.parametrize("corrects", [False, True])
+def test_planned_damage_is_the_least_of_all_plans(rng, power, corrects):
     steps = 8
     amplitude = rng.exponential(size=(steps, steps, steps))
-    weight = run_weights(amplitude, power)
+    between = 0.3 * rng.exponential(size=(steps, steps, steps)) if corrects else None
+    rule = {"power": power, "between": between, "leak": 0.2}
+    weight = run_weights(amplitude, **rule)
     for count in range(1, steps + 1):
         choices = list(all_choices(steps, count))
-        costs = [damage(amplitude, choice, power) for choice in choices]
+        costs = [damage(amplitude, choice, **rule) for choice in choices]
         assert costs == pytest.approx([path_cost(weight, choice) for choice in choices])
         planned = tuple(np.flatnonzero(shortest_path(weight, count)))
-        assert damage(amplitude, planned, power) == pytest.approx(min(costs))
+        assert damage(amplitude, planned, **rule) == pytest.approx(min(costs))
+
+
+def test_runs_that_are_too_long_stay_infinite(rng):
+    amplitude, between = rng.exponential(size=(2, 6, 6, 6))
+    p, a, s = np.meshgrid(range(6), range(6), range(6), indexing="ij")
+    amplitude[s - a > 2] = np.inf
+    between[a - p > 3] = np.inf
+    weight = run_weights(amplitude, 1.0, between, 0.1)
+    assert not np.isnan(weight).any()
+    assert np.isinf(weight[0, 1, 5])
+    assert np.isfinite(weight[0, 1, 4])
 
 
 def test_weights_are_infinite_where_no_run_can_be(rng):

@@ -255,11 +255,16 @@ def test_layouts_are_inverse_to_each_other():
     assert torch.equal(to_temporal(there, batch=2), tokens)
 
 
-def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe):
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe, corrected):
     """Skipped steps take the model's output from the last two that it was run for."""
     computed = np.isin(np.arange(STEPS), (0, 2, 3, 6))
     betas = np.where(np.arange(STEPS) > 3, np.linspace(0.2, 1.1, STEPS), 0.0)
-    plan = Plan.whole_stack(computed, betas, NUM_BLOCKS, at_output=True)
+    corrections = np.zeros((STEPS, 2))
+    corrections[3], corrections[6] = (0.6, 0.0), (1.1, 0.4)
+    plan = Plan.whole_stack(
+        computed, betas, NUM_BLOCKS, at_output=True, corrections=corrections if corrected else None
+    )
     with watch_blocks(pipe) as calls:
         latents = run(pipe, plan)
     assert len(calls) == computed.sum() * NUM_BLOCKS
@@ -271,7 +276,11 @@ def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe):
         step = next(steps)
         if computed[step]:
             seen.append(original(*args, **kwargs)[0])
-            return (seen[-1],)
+            if not plan.corrections[step].any():
+                return (seen[-1],)
+            kappa, lam = plan.corrections[step].tolist()
+            motion, before = seen[-1] - seen[-2], seen[-2] - seen[-3]
+            return (seen[-1] + kappa * motion - lam * before,)
         motion = seen[-1] - seen[-2] if len(seen) > 1 else 0
         return (seen[-1] + betas[step] * motion,)
 

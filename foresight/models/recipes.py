@@ -45,10 +45,10 @@ RECIPES = {
         objective=VelocityLoss,
         num_frames=architecture.NUM_FRAMES,
         work=Path("runs/reference"),
-        vae_steps=1300,
+        vae_steps=3000,
         vae_clip_steps=0,
-        steps=1400,
-        image_steps=0,
+        steps=4000,
+        image_steps=2400,
     ),
     "tiny-wan": Recipe(
         about="A small text-to-video model of the Wan family: 12 blocks of full 3D attention,\n"

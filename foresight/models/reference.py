@@ -39,7 +39,7 @@ def main() -> None:
         recipe.work,
         steps=recipe.vae_steps,
         clip_steps=recipe.vae_clip_steps,
-        batch_size=8,
+        batch_size=16,
         num_frames=recipe.num_frames,
         device=device,
     )
@@ -86,8 +86,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, help="denoiser steps")
     parser.add_argument("--image-steps", type=int, help="of them, the first ones on single frames")
-    parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--pool-parts", type=int, default=9, help="parts of the clip pool")
+    parser.add_argument("--batch-size", type=int, default=12)
+    parser.add_argument("--pool-parts", type=int, default=24, help="parts of the clip pool")
     parser.add_argument("--part-size", type=int, default=500, help="clips per part")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
