@@ -1,11 +1,22 @@
 """The embedded model's parts, untrained: Latte's layout, small."""
 
+from typing import Any
+
 from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from foresight.models import clips
 
 TEXT_WIDTH = 128
+TEXT_ENCODER: dict[str, Any] = {
+    "d_model": TEXT_WIDTH,
+    "d_kv": 32,
+    "d_ff": 256,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "feed_forward_proj": "gated-gelu",
+}
 LATENT_CHANNELS = 4
 NUM_FRAMES = 16
 
@@ -29,18 +40,7 @@ def build_tokenizer() -> T5Tokenizer:
 def build_pipeline() -> LattePipeline:
     """The untrained pipeline: Latte's layout (spatial and temporal blocks, DDIM, T5), small."""
     tokenizer = build_tokenizer()
-    text_encoder = T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=TEXT_WIDTH,
-            d_kv=32,
-            d_ff=256,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-        )
-    )
+    text_encoder = T5EncoderModel(T5Config(vocab_size=len(tokenizer), **TEXT_ENCODER))
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,

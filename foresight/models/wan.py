@@ -10,7 +10,7 @@ from diffusers import (
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from transformers import UMT5Config, UMT5EncoderModel
 
-from foresight.models.architecture import TEXT_WIDTH, build_tokenizer
+from foresight.models.architecture import TEXT_ENCODER, TEXT_WIDTH, build_tokenizer
 from foresight.models.objectives import TEXT_LENGTH
 
 LATENT_CHANNELS = 4
@@ -60,18 +60,7 @@ def build_pipeline() -> WanPipeline:
     """
     tokenizer = build_tokenizer()
     tokenizer.model_max_length = TEXT_LENGTH
-    text_encoder = UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(tokenizer),
-            d_model=TEXT_WIDTH,
-            d_kv=32,
-            d_ff=256,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-        )
-    )
+    text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **TEXT_ENCODER))
     transformer = WanTransformer3DModel(
         patch_size=(1, 4, 4),
         num_attention_heads=4,
