@@ -40,7 +40,7 @@ def run_weights(
     amplitude: np.ndarray,
     power: float,
     between: np.ndarray | None = None,
-    leak: float = 0.0,
+    leak: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """Weights of all runs from the amplitude of each skipped step.
 
@@ -49,7 +49,8 @@ def run_weights(
         power: q; a run's damage is its summed amplitude to the 2q.
         between: (S, S, S); `[a, n, s]` is gain times root error that is left at s once step n is
             computed and corrects for it; None if steps do not correct.
-        leak: Share of the energy of the uncorrected error that a correction does not reach.
+        leak: Share of the energy of the uncorrected error that a correction does not reach; one, or
+            (S, S) with `[n, s]` for step n correcting the error at s.
 
     Returns:
         (S, S, S + 1); `weight[p, a, n]` is what it costs to compute at p, then a, then n and to
@@ -57,6 +58,7 @@ def run_weights(
         generation; inf where not p < a < n.
     """
     steps = amplitude.shape[0]
+    leak = np.broadcast_to(leak, (steps, steps))
     weight = np.full((steps, steps, steps + 1), np.inf)
     order = np.arange(steps)
     for latest in range(steps):
@@ -68,7 +70,7 @@ def run_weights(
                 if not np.isfinite(between[latest, n, run]).all():
                     sums[:, n - latest - 1] = np.inf
                     continue
-                left = between[latest, n, run] ** 2 + leak * amplitude[:, latest, run] ** 2
+                left = between[latest, n, run] ** 2 + leak[n, run] * amplitude[:, latest, run] ** 2
                 sums[:, n - latest - 1] = np.sqrt(left).sum(axis=1)
         weight[:, latest, latest + 1 :] = sums ** (2 * power)
         weight[order > latest, latest] = np.inf

@@ -22,6 +22,7 @@ from policy_training.rollouts import Rollouts
 
 FIGURES_EVERY = 8
 GAIN_RATE = 10
+CAUTION = 12.0  # weight of damage above what was predicted
 
 
 class ReuseTraining(lightning.LightningModule):
@@ -86,7 +87,8 @@ class ReuseTraining(lightning.LightningModule):
         context = self.model.context(rollouts.embedding, rollouts.features)
         gain = self.model.log_gain(rollouts.sigmas, context)
         corrected = rollouts.ends > rollouts.steps[..., 0]
-        total = torch.where(corrected, left + self.model.leak * errors, errors)
+        leak = self.model.leak(rollouts.sigmas, rollouts.sigmas.gather(1, rollouts.ends))
+        total = torch.where(corrected, left + leak * errors, errors)
         return self.model.log_damage(total, rollouts.actions != COMPUTE, gain)
 
     def predicted_damage(self, rollouts: Rollouts) -> Tensor:
@@ -129,13 +131,18 @@ class ReuseTraining(lightning.LightningModule):
         }
 
     def rollout_loss(self, groups: list[Rollouts]) -> Tensor:
-        """Huber loss of the log ratio of predicted to measured error; trains gains and power."""
+        """Loss of the log ratio of predicted to measured error; trains gains, leaks and power.
+
+        Damage that was not foreseen costs more than damage that did not come: an early error turns
+        a few videos into others, and a plan must not bet on the rest.
+        """
         off = [
             self.log_damage(group, group.errors, group.left) - group.log_final_error
             for group in groups
         ]
         ratios = torch.cat(off)
-        return huber_loss(ratios, torch.zeros_like(ratios))
+        missed = torch.where(ratios < 0, CAUTION, 1.0)
+        return (missed * huber_loss(ratios, torch.zeros_like(ratios), reduction="none")).mean()
 
     def training_step(self, queries: Queries, _: int) -> Tensor:
         """Loss of one batch of queries and of all roll-outs."""
@@ -199,7 +206,11 @@ class ReuseTraining(lightning.LightningModule):
 
         They are a handful of numbers of the size of one, set by few roll-outs.
         """
-        damage = [*self.model.gain.parameters(), self.model.log_power, self.model.log_leak]
+        damage = [
+            *self.model.gain.parameters(),
+            *self.model.leakage.parameters(),
+            self.model.log_power,
+        ]
         chosen = {id(parameter) for parameter in damage}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
         rates = [self.hparams["lr"], GAIN_RATE * self.hparams["lr"]]

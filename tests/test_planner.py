@@ -34,7 +34,7 @@ def test_shortest_path_equals_brute_force(rng, steps):
 
 
 def damage(
-    amplitude: np.ndarray, computed: tuple[int, ...], power: float, between=None, leak=0.0
+    amplitude: np.ndarray, computed: tuple[int, ...], power: float, between=None, leak=None
 ) -> float:
     """The definition, step by step: amplitudes add up in a run, runs as a power of them.
 
@@ -49,7 +49,9 @@ def damage(
             if between is None or following == steps:
                 run += off
             else:
-                run += np.hypot(between[latest, following, step], np.sqrt(leak) * off)
+                run += np.hypot(
+                    between[latest, following, step], np.sqrt(leak[following, step]) * off
+                )
         total += run ** (2 * power)
         previous, latest = latest, following
     return total
@@ -61,7 +63,7 @@ def test_planned_damage_is_the_least_of_all_plans(rng, power, corrects):
     steps = 8
     amplitude = rng.exponential(size=(steps, steps, steps))
     between = 0.3 * rng.exponential(size=(steps, steps, steps)) if corrects else None
-    rule = {"power": power, "between": between, "leak": 0.2}
+    rule = {"power": power, "between": between, "leak": rng.uniform(0, 0.5, (steps, steps))}
     weight = run_weights(amplitude, **rule)
     for count in range(1, steps + 1):
         choices = list(all_choices(steps, count))

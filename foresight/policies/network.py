@@ -84,7 +84,9 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         nn.init.zeros_(self.gain.weight)
         nn.init.constant_(self.gain.bias, -1.0)
         self.log_power = nn.Parameter(torch.zeros(()))
-        self.log_leak = nn.Parameter(torch.zeros(()))
+        self.leakage = nn.Linear(2, 1)
+        nn.init.zeros_(self.leakage.weight)
+        nn.init.constant_(self.leakage.bias, -2.0)
         nn.init.normal_(self.entity.weight, std=0.3)
 
     def fit_inputs(self, prompts: torch.Tensor, configs: torch.Tensor) -> None:
@@ -204,13 +206,19 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         )
         return self.gain(torch.cat([curve, configs], dim=-1))[..., 0]
 
-    @property
-    def leak(self) -> torch.Tensor:
+    def leak(self, target: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         """Share of an error's energy that a correction does not reach.
 
-        While the error lasted, the model was run on latents that were off.
+        While the error lasted, the model was run on latents that were off: the more so, the higher
+        the noise and the longer the way.
+
+        Args:
+            target: Sigmas where the error was made, any shape.
+            end: Sigmas of the steps that correct.
         """
-        return torch.sigmoid(self.log_leak - 3.0)
+        level = _log_ratio(target) / 4
+        way = (target - end).clamp(min=1e-3).log() / 3
+        return torch.sigmoid(self.leakage(torch.stack([level, way], dim=-1))[..., 0])
 
     @property
     def power(self) -> torch.Tensor:
