@@ -59,16 +59,6 @@ class RootHook(ModelHook):
             return None
 
 
-class _BlockForward:
-    """A block's forward, replaced by `run(forward, args, kwargs)`."""
-
-    def __init__(self, forward: Forward, run: Callable[[Forward, tuple, dict], Any]) -> None:
-        self.forward, self._run = forward, run
-
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        return self._run(self.forward, args, kwargs)
-
-
 def replace_forward(
     module: nn.Module, run: Callable[[Forward, tuple, dict], Any]
 ) -> Callable[[], None]:
@@ -77,10 +67,14 @@ def replace_forward(
     Dynamo does not look into the replacement, so a compiled block stays one whole graph and what is
     decided outside of it never recompiles it.
     """
-    holder, name = _innermost(module)
+    holder, name = _places(module)[0]
     own = name in vars(holder)
     original = getattr(holder, name)
-    ours = torch.compiler.disable(_BlockForward(original, run).call, recursive=False)
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        return run(original, args, kwargs)
+
+    ours = torch.compiler.disable(replacement, recursive=False)
     setattr(holder, name, ours)
 
     def undo() -> None:
@@ -92,11 +86,6 @@ def replace_forward(
                     delattr(module, attribute)
 
     return undo
-
-
-def _innermost(module: nn.Module) -> tuple[Any, str]:
-    """Object and attribute that hold the module's own forward."""
-    return _places(module)[0]
 
 
 def _places(module: nn.Module) -> list[tuple[Any, str]]:

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from foresight.config import GenerationConfig, UserError
 from foresight.peers import PeerPolicy
 from foresight.peers.session import PeerSession
-from foresight.policies.base import Policy
+from foresight.policies.base import Generation, Policy
 from foresight.policies.fixed import NonePolicy
 from foresight.record import Report
 from foresight.session import Session, Tap
@@ -89,9 +89,7 @@ class Generated:
         text_seconds, denoise_seconds, vae_seconds: Before, in and after the denoising loop.
         wall_seconds: All of it.
         report: Of the session.
-        prompt_embedding: (D,).
-        timesteps, sigmas: (S,).
-        response: (S, S) of the solver, or None; see `foresight.solver`.
+        generation: What was known of it before its first step.
     """
 
     frames: np.ndarray
@@ -101,10 +99,7 @@ class Generated:
     vae_seconds: float
     wall_seconds: float
     report: Report
-    prompt_embedding: np.ndarray
-    timesteps: np.ndarray
-    sigmas: np.ndarray
-    response: np.ndarray | None
+    generation: Generation
 
 
 @torch.no_grad()
@@ -160,10 +155,7 @@ def generate(
             vae_seconds=ended - clock.finished,
             wall_seconds=ended - started,
             report=session.report(),
-            prompt_embedding=generation.prompt_embedding,
-            timesteps=generation.timesteps,
-            sigmas=generation.sigmas,
-            response=generation.response,
+            generation=generation,
         )
     finally:
         if session is not None:

@@ -128,7 +128,7 @@ def profile(
         for index in range(rollouts):
             kind = KINDS[index % len(KINDS)]
             gram, sigmas = trace["group_gram"][1], trace["sigmas"]
-            plan = sample_plan(kind, rng, gram, sigmas, blocks, plain.response)
+            plan = sample_plan(kind, rng, gram, sigmas, blocks, plain.generation.response)
             row = roll_out(pipe, prompt.text, config, run_seed, plan, plain)
             rows.append(
                 {
@@ -155,12 +155,12 @@ def _trace(
     return {
         "prompt": prompt.text,
         "category": prompt.category,
-        "prompt_embedding": plain.prompt_embedding,
+        "prompt_embedding": plain.generation.prompt_embedding,
         "seed": seed,
         **dataclasses.asdict(config),
         "scheduler": type(pipe.scheduler).__name__,
-        "timesteps": plain.timesteps,
-        "sigmas": plain.sigmas,
+        "timesteps": plain.generation.timesteps,
+        "sigmas": plain.generation.sigmas,
         "gram": gram,
         "group_names": ["stack", "output"],
         "group_gram": group_gram,

@@ -4,13 +4,16 @@ A planned branch takes a table look-up per block, then computes, adds a residual
 No scalar is read from the device and no branch depends on data.
 """
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
-from foresight.blocks import stream_of
-from foresight.observing import Streams
+from foresight.blocks import Block, stream_of
+from foresight.hooks import Forward
+from foresight.observing import Observation, Streams, Watcher, observe
 from foresight.output_plan import OutputStep, compile_output_plan
 from foresight.plan import COMPUTE, REUSE, Operation, Plan, Row, compile_plan
 from foresight.policies.base import Controller
@@ -33,7 +36,7 @@ class Program:
             self.rows = compile_plan(rest, groups)
 
 
-class Branch:
+class Branch(abc.ABC):
     """One CFG branch of one transformer, over one generation.
 
     Args:
@@ -61,9 +64,9 @@ class Branch:
             self._tap(self.step, self.index, MODEL, latents, tensors_of(output))
         return output
 
+    @abc.abstractmethod
     def block(self, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
         """Run a block, or stand in for it."""
-        raise NotImplementedError
 
     def num_bytes(self) -> int:
         """Bytes kept."""
@@ -194,6 +197,46 @@ class ReactiveBranch(Branch):
         self._controller.observe(self.step, self.index, index, fresh[0], last)
         self.latest[index] = fresh
         return output
+
+
+class Model:
+    """A transformer of the pipeline, its blocks, and what is kept of it in this generation.
+
+    `positions[i]` is where the i-th block that was found comes in execution order; None if it never
+    runs.
+    """
+
+    def __init__(self, module: nn.Module, blocks: list[Block]) -> None:
+        self.module, self.blocks = module, blocks
+        self.observed: Observation | None = None
+        self.positions: list[int | None] = []
+        self.branches: dict[str | int, Branch] = {}
+        self.programs: dict[int, Program] = {}
+        self.undo: list[Callable[[], None]] = []
+        self.watcher: Watcher | None = None
+
+    def learn_order(self, forward: Forward, args: tuple, kwargs: dict) -> Observation:
+        """Establish how the blocks run, before the first forward pass."""
+
+        def run(watcher: Watcher) -> None:
+            self.watcher = watcher
+            try:
+                forward(*args, **kwargs)
+            finally:
+                self.watcher = None
+
+        if self.observed is None:
+            self.observed = observe(self.module, self.blocks, args, kwargs, run)
+            order = {block.name: place for place, block in enumerate(self.observed.blocks)}
+            self.positions = [order.get(block.name) for block in self.blocks]
+        return self.observed
+
+    def program(self, plan: Plan, step: int) -> Program:
+        """A plan compiled for branches that begin at a step; made once a generation."""
+        if step not in self.programs:
+            assert self.observed is not None
+            self.programs[step] = Program(plan, self.observed.groups, step)
+        return self.programs[step]
 
 
 def _combine(weights: tuple[float, ...], predictions: list[Tensors]) -> Tensors:

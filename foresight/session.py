@@ -1,15 +1,15 @@
 """One use of a policy on a pipeline: hooks in, generations run, hooks out."""
 
 import contextlib
+import copy
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
-from foresight.blocks import Block, find_blocks, find_transformers
+from foresight.blocks import find_blocks, find_transformers
 from foresight.clock import Clock, noise_levels
 from foresight.config import UserError
 from foresight.geometry import generation_config, pooled_prompt
@@ -23,50 +23,16 @@ from foresight.hooks import (
     replace_forward,
     root_hook,
 )
-from foresight.observing import Observation, Watcher, observe
+from foresight.observing import Observation
 from foresight.plan import Plan
 from foresight.policies.base import Controller, Generation, Policy
 from foresight.record import Report
-from foresight.runner import MODEL, Branch, PlannedBranch, Program, ReactiveBranch, Tap
-from foresight.solver import solver_response
+from foresight.runner import MODEL, Branch, Model, PlannedBranch, ReactiveBranch, Tap
 
 if TYPE_CHECKING:
     from foresight.peers.session import PeerSession
 
 __all__ = ["MODEL", "Session", "Tap", "disable", "enable", "reuse"]
-
-
-class _Model:
-    """A transformer of the pipeline, its blocks, and what is kept of it in this generation.
-
-    `positions[i]` is where the i-th block that was found comes in execution order; None if it never
-    runs.
-    """
-
-    def __init__(self, module: nn.Module, blocks: list[Block]) -> None:
-        self.module, self.blocks = module, blocks
-        self.observed: Observation | None = None
-        self.positions: list[int | None] = []
-        self.branches: dict[str | int, Branch] = {}
-        self.programs: dict[int, Program] = {}
-        self.undo: list[Callable[[], None]] = []
-        self.watcher: Watcher | None = None
-
-    def learn_order(self, forward: Forward, args: tuple, kwargs: dict) -> Observation:
-        """Establish how the blocks run, before the first forward pass."""
-
-        def run(watcher: Watcher) -> None:
-            self.watcher = watcher
-            try:
-                forward(*args, **kwargs)
-            finally:
-                self.watcher = None
-
-        if self.observed is None:
-            self.observed = observe(self.module, self.blocks, args, kwargs, run)
-            order = {block.name: place for place, block in enumerate(self.observed.blocks)}
-            self.positions = [order.get(block.name) for block in self.blocks]
-        return self.observed
 
 
 class Session:
@@ -99,7 +65,7 @@ class Session:
         policy.check(pipe)
         self.pipe, self.policy, self._tap = pipe, policy, tap
         self._models = [
-            _Model(module, find_blocks(module, blocks))
+            Model(module, find_blocks(module, blocks))
             for module in find_transformers(pipe).values()
         ]
         self.clock = Clock(pipe.scheduler, self._forget)
@@ -160,7 +126,7 @@ class Session:
 
     # One forward pass of a transformer
 
-    def _run_model(self, model: _Model, forward: Forward, args: tuple, kwargs: dict) -> Any:
+    def _run_model(self, model: Model, forward: Forward, args: tuple, kwargs: dict) -> Any:
         step = self.clock.step
         observed = model.learn_order(forward, args, kwargs)
         if self.generation is None:
@@ -179,7 +145,7 @@ class Session:
             self._peak_bytes = max(self._peak_bytes, held)
 
     def _begin_generation(
-        self, model: _Model, observed: Observation, args: tuple, kwargs: dict
+        self, model: Model, observed: Observation, args: tuple, kwargs: dict
     ) -> None:
         started = time.perf_counter()
         refuse_other_caches(model.module)
@@ -191,7 +157,7 @@ class Session:
             prompt_embedding=pooled_prompt(model.module, args, kwargs),
             block_names=tuple(block.name for block in observed.blocks),
             block_kinds=tuple(block.kind for block in observed.blocks),
-            response=solver_response(self.clock.scheduler),
+            scheduler=copy.deepcopy(self.clock.scheduler),
         )
         decided = self.policy.begin(self.generation)
         if isinstance(decided, Plan):
@@ -200,7 +166,7 @@ class Session:
             self._controller = decided
         self._plan_seconds = time.perf_counter() - started
 
-    def _branch_of(self, model: _Model, observed: Observation) -> Branch:
+    def _branch_of(self, model: Model, observed: Observation) -> Branch:
         """The branch that this forward pass belongs to; a new one has nothing to reuse yet."""
         hook = root_hook(model.module)
         key = (None if hook is None else hook.branch) or self.clock.call
@@ -217,21 +183,13 @@ class Session:
                 taken = sum(len(other.branches) for other in self._models)
                 made = ReactiveBranch(observed.streams, taken, self._tap, self._controller)
             else:
-                made = PlannedBranch(
-                    observed.streams, index, self._tap, self._program(model, observed)
-                )
+                program = model.program(self.plan, self.clock.step)
+                made = PlannedBranch(observed.streams, index, self._tap, program)
             model.branches[key] = made
         return model.branches[key]
 
-    def _program(self, model: _Model, observed: Observation) -> Program:
-        step = self.clock.step
-        if step not in model.programs:
-            assert self.plan is not None
-            model.programs[step] = Program(self.plan, observed.groups, step)
-        return model.programs[step]
-
     def _run_block(
-        self, model: _Model, number: int, forward: Forward, args: tuple, kwargs: dict
+        self, model: Model, number: int, forward: Forward, args: tuple, kwargs: dict
     ) -> Any:
         if model.watcher is not None:
             return model.watcher.run(model.blocks[number].name, forward, *args, **kwargs)

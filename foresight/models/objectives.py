@@ -1,5 +1,6 @@
 """What the denoisers are trained to predict, conditioned as their pipelines do it."""
 
+import abc
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ import torch
 TEXT_LENGTH = 32  # no caption is longer; one length for one compiled graph
 
 
-class Objective(torch.nn.Module):
+class Objective(torch.nn.Module, abc.ABC):
     """Tokenizer, text encoder and transformer of a pipeline, and the loss that trains them.
 
     Attributes:
@@ -21,9 +22,9 @@ class Objective(torch.nn.Module):
         self.tokenizer, self.text_encoder = pipe.tokenizer, pipe.text_encoder
         self.transformer = pipe.transformer
 
+    @abc.abstractmethod
     def stills(self, latents: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """Single frames (B, C, stills_per_clip, h, w) of clips (B, C, F, h, w), to train on."""
-        raise NotImplementedError
 
     def tokenize(self, captions: list[str], device: torch.device) -> Any:
         """Token ids and attention mask, padded to one length."""

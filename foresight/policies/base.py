@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from foresight.config import GenerationConfig, UserError
 from foresight.plan import Plan
+from foresight.solver import solver_response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Generation:
         sigmas: (S,) share of noise per step.
         prompt_embedding: (D,) mean of the prompt's text embedding over its tokens.
         block_names, block_kinds: N blocks in execution order.
-        response: (S, S) of the solver, see `foresight.solver`; None if errors cannot be undone.
+        scheduler: A copy of the noise scheduler with its timesteps set and no step taken; None if
+            nobody may ask for its response.
     """
 
     config: GenerationConfig
@@ -30,7 +33,12 @@ class Generation:
     prompt_embedding: np.ndarray
     block_names: tuple[str, ...]
     block_kinds: tuple[str, ...]
-    response: np.ndarray | None = None
+    scheduler: Any = None
+
+    @functools.cached_property
+    def response(self) -> np.ndarray | None:
+        """(S, S) of the solver, see `solver_response`; only policies that correct pay for it."""
+        return None if self.scheduler is None else solver_response(self.scheduler)
 
     @property
     def num_steps(self) -> int:

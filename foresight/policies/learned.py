@@ -132,14 +132,18 @@ class LearnedPolicy(Policy):
         count = max(1, int(allowed + 1e-6))
         longest = max(LONGEST_RUN, -(-steps // count))
         amplitude, coefficients, gain = self._predict(generation, longest)
+        power, response = float(self.model.power), generation.response
+        if response is None:
+            computed = shortest_path(run_weights(amplitude, power), count)
+            betas = _coefficients(computed, coefficients)
+            return Plan.whole_stack(computed, betas, blocks, at_output=True)
         place, left = self._between(generation, longest)
-        after = None if generation.response is None else gain * np.sqrt(left)
         sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
         leak = self.model.leak(*torch.broadcast_tensors(sigmas[None], sigmas[:, None])).numpy()
-        power = float(self.model.power)
+        after = gain * np.sqrt(left)
         computed = shortest_path(run_weights(amplitude, power, after, leak), count)
         betas = _coefficients(computed, coefficients)
-        correct = corrections(computed, betas, place, generation.response)
+        correct = corrections(computed, betas, place, response)
         return Plan.whole_stack(computed, betas, blocks, at_output=True, corrections=correct)
 
     def _predict(
