@@ -44,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--rollouts", type=_at_least(0), default=4, help="plans to try per generation"
     )
     profile.add_argument(
+        "--policy",
+        help="trained policy whose own plans to try, instead of sampled ones; a second trace set "
+        "made so lets train-policy see what its plans do",
+    )
+    profile.add_argument(
         "--sketch-width", type=_at_least(64), default=4093, help="numbers per sketch"
     )
     profile.add_argument(
@@ -54,8 +59,21 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(generate)
     generate.add_argument("--prompt", required=True, help="what the video shows")
     generate.add_argument("--policy", default="none", help="policy folder, hub id or built-in name")
-    generate.add_argument(
+    wanted = generate.add_mutually_exclusive_group()
+    wanted.add_argument(
         "--speedup", type=float, help="wanted denoising speed-up, for a trained policy"
+    )
+    wanted.add_argument(
+        "--quality",
+        type=float,
+        metavar="DB",
+        help="wanted PSNR against the uncached video, for a trained policy; as fast as that allows",
+    )
+    generate.add_argument(
+        "--confidence",
+        type=float,
+        default=0.9,
+        help="share of generations that must reach --quality",
     )
     generate.add_argument("--output", required=True, type=Path, help="mp4 file")
     generate.add_argument("--height", type=_at_least(8), default=64, help="pixels")
@@ -88,6 +106,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds", type=int, nargs="+", default=[1000], help="every prompt runs with each"
     )
     compare.add_argument("--speedups", type=float, nargs="+", help="asked of trained policies")
+    compare.add_argument(
+        "--qualities", type=float, nargs="+", default=[], help="PSNR in dB, asked of them as well"
+    )
     compare.add_argument(
         "--repeats", type=_at_least(1), default=1, help="runs per setting; median time counts"
     )
@@ -150,6 +171,11 @@ def _profile(args: argparse.Namespace) -> None:
     from foresight.pipeline import load_pipeline
     from foresight.profiling import profile
 
+    policy = None
+    if args.policy is not None:
+        from foresight.policies.learned import LearnedPolicy
+
+        policy = LearnedPolicy.from_pretrained(args.policy)
     pipe = load_pipeline(args.model, device=args.device)
     profile(
         pipe,
@@ -159,6 +185,7 @@ def _profile(args: argparse.Namespace) -> None:
         rollouts=args.rollouts,
         sketch_width=args.sketch_width,
         seed=args.seed,
+        policy=policy,
     )
     sys.stdout.write(f"trace set: {args.output}\n")
 
@@ -173,6 +200,8 @@ def _generate(args: argparse.Namespace) -> None:
     policy = load_policy(args.policy)
     if args.speedup is not None:
         policy = policy.at(args.speedup)
+    if args.quality is not None:
+        policy = policy.reaching(args.quality, args.confidence)
     config = GenerationConfig(
         args.height, args.width, args.num_frames, args.num_inference_steps, args.guidance_scale
     )
@@ -198,6 +227,7 @@ def _compare(args: argparse.Namespace) -> None:
         output=args.output,
         seeds=args.seeds,
         speedups=args.speedups or SPEEDUPS,
+        qualities=args.qualities,
         limit=args.limit,
         repeats=args.repeats,
     )

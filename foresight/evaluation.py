@@ -49,6 +49,7 @@ def compare(
     output: str | Path,
     seeds: Sequence[int] = (0,),
     speedups: Sequence[float] = SPEEDUPS,
+    qualities: Sequence[float] = (),
     limit: int | None = None,
     repeats: int = 1,
     num_showcases: int = 4,
@@ -69,6 +70,7 @@ def compare(
         output: Folder of `results.parquet`, `results.csv` and what the report needs.
         seeds: Every prompt is generated with each.
         speedups: Asked of learned policies.
+        qualities: PSNR in dB, asked of learned policies as well.
         limit: At most so many (prompt, seed, configuration) videos, spread evenly over all.
         repeats: Generations per variant; the median time counts.
         num_showcases: Prompts whose clips and plans are kept for the report.
@@ -86,7 +88,7 @@ def compare(
     videos = _spread(videos, limit or len(videos))
     not_applicable = _not_applicable(pipe, policies, videos[0], output)
     policies = [spec for spec in policies if method_of(spec) not in not_applicable]
-    variants = expand(pipe, policies, speedups)
+    variants = expand(pipe, policies, speedups, qualities)
     _claim(output, _setup(pipe, policies, variants, repeats, not_applicable))
     alike = [video for video in videos if video.config == videos[0].config]
     shown = {video.key for video in _spread(alike, num_showcases)}
@@ -207,6 +209,7 @@ def _row(
         "category": video.prompt.category,
         "learned": variant.learned,
         "requested_speedup": variant.requested_speedup,
+        "requested_quality": variant.requested_quality,
     }
 
 

@@ -1,5 +1,7 @@
 """The planner: which steps to compute for a budget, as an exact shortest path."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from foresight.config import UserError
@@ -8,8 +10,6 @@ from foresight.config import UserError
 def shortest_path(weight: np.ndarray, num_computed: int) -> np.ndarray:
     """The steps to compute that minimise the summed weight, given how many.
 
-    Exact: dynamic programming over (number computed, previous, latest), O(K S^3) vectorised.
-
     Args:
         weight: (S, S, S + 1) as from `run_weights`.
         num_computed: K, between 1 and S.
@@ -17,23 +17,34 @@ def shortest_path(weight: np.ndarray, num_computed: int) -> np.ndarray:
     Returns:
         bool (S,), True where computed; step 0 always is.
     """
+    *_, (_, computed) = shortest_paths(weight, num_computed)
+    return computed
+
+
+def shortest_paths(weight: np.ndarray, most: int) -> Iterator[tuple[float, np.ndarray]]:
+    """The least summed weight and its steps, for 1, 2, ... `most` computed steps.
+
+    Exact: dynamic programming over (number computed, previous, latest), O(K S^3) vectorised.
+    """
     steps = weight.shape[0]
     cost = np.full((steps, steps), np.inf)
     cost[0, 0] = 0.0
-    parents = np.zeros((num_computed, steps, steps), np.int32)
-    for count in range(1, num_computed):
-        # candidates[p, a, n]: arrive at n from the pair (p, a); the new pair is (a, n).
-        candidates = cost[:, :, None] + weight[:, :, :steps]
-        parents[count] = candidates.argmin(axis=0)
-        cost = np.take_along_axis(candidates, parents[count][None], axis=0)[0]
-    final = cost + weight[:, :, steps]
-    previous, latest = np.unravel_index(final.argmin(), final.shape)
-    computed = np.zeros(steps, bool)
-    for count in range(num_computed - 1, 0, -1):
-        computed[latest] = True
-        previous, latest = parents[count][previous, latest], previous
-    computed[0] = True
-    return computed
+    parents: list[np.ndarray] = []
+    for count in range(1, most + 1):
+        if count > 1:
+            # candidates[p, a, n]: arrive at n from the pair (p, a); the new pair is (a, n).
+            candidates = cost[:, :, None] + weight[:, :, :steps]
+            parents.append(candidates.argmin(axis=0))
+            cost = np.take_along_axis(candidates, parents[-1][None], axis=0)[0]
+        final = cost + weight[:, :, steps]
+        previous, latest = np.unravel_index(final.argmin(), final.shape)
+        computed = np.zeros(steps, bool)
+        computed[0] = True
+        least = float(final[previous, latest])
+        for before in reversed(parents):
+            computed[latest] = True
+            previous, latest = before[previous, latest], previous
+        yield least, computed
 
 
 def run_weights(

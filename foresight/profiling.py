@@ -14,11 +14,14 @@ from foresight.config import GenerationConfig, Prompt
 from foresight.fingerprint import fingerprint
 from foresight.pipeline import Generated, generate
 from foresight.plan import Plan
+from foresight.policies.learned import LearnedPolicy
 from foresight.recorder import Tensors, TraceRecorder
 from foresight.rollout import KINDS, FixedPlan, roll_out, sample_plan
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
 from foresight.traces import TraceSet
+
+POLICY_SPEEDUPS = (1.2, 3.8)  # rolled out in an on-policy round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +88,20 @@ def profile(
     rollouts: int = 4,
     sketch_width: int = 4093,
     seed: int = 0,
+    policy: LearnedPolicy | None = None,
 ) -> TraceSet:
     """Profile every prompt in every configuration, and roll plans out; continues what is there.
+
+    Args:
+        pipe: A diffusers pipeline.
+        prompts: What to generate.
+        configs: At what resolution, length, steps and guidance.
+        output: The trace set's folder.
+        rollouts: Plans to try per generation.
+        sketch_width: Numbers per sketch.
+        seed: Of the first generation; then counted up.
+        policy: Where given, its own plans at random speed-ups are rolled out (an on-policy round);
+            sampled ones otherwise.
 
     Raises:
         UserError: If `output` holds traces of another model or other settings.
@@ -101,7 +116,10 @@ def profile(
         "rollouts": rollouts,
         "sketch_width": sketch_width,
         "seed": seed,
+        "policy": None if policy is None else policy.digest(),
     }
+    if policy is not None:
+        policy.check(pipe)
     traces = TraceSet.create(output, settings)
     missing = [number for number in range(len(jobs)) if not traces.has(number)]
     # First of all, so that a configuration that the model does not take is met before the work.
@@ -124,20 +142,18 @@ def profile(
             "model": json.dumps(model | seen),
         }
         rng = np.random.default_rng([seed, number])
-        rows = []
+        shared = {"generation_id": trace["generation_id"], "prompt": prompt.text}
+        gram, rows = trace["group_gram"][1], []
         for index in range(rollouts):
-            kind = KINDS[index % len(KINDS)]
-            gram, sigmas = trace["group_gram"][1], trace["sigmas"]
-            plan = sample_plan(kind, rng, gram, sigmas, blocks, plain.generation.response)
+            if policy is None:
+                kind = KINDS[index % len(KINDS)]
+                drawn = rng, gram, trace["sigmas"], blocks, plain.generation.response
+                plan = sample_plan(kind, *drawn)
+            else:
+                kind = "policy"
+                plan = policy.at(rng.uniform(*POLICY_SPEEDUPS)).begin(plain.generation)
             row = roll_out(pipe, prompt.text, config, run_seed, plan, plain)
-            rows.append(
-                {
-                    "generation_id": trace["generation_id"],
-                    "prompt": prompt.text,
-                    "kind": kind,
-                    **row,
-                }
-            )
+            rows.append({**shared, "kind": kind, **row})
         traces.add(number, trace, rows)
     return traces
 

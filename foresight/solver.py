@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-TOLERANCE = 1e-4
-
 
 def solver_response(scheduler: Any) -> np.ndarray | None:
     """Response of the latents to a unit change of the prediction, from the solver alone.
@@ -21,8 +19,7 @@ def solver_response(scheduler: Any) -> np.ndarray | None:
 
     Returns:
         (S, S) float64; `[j, s]` is what a unit at step j adds to the latents after step s, 0 for
-        j > s. None if the solver draws noise, or looks back on earlier predictions (then a change
-        at step s cannot undo one at step j for all that follows).
+        j > s. None if the solver draws noise, or pays a prediction no heed.
     """
     probe = copy.deepcopy(scheduler)
     probe.timesteps = probe.timesteps.cpu()
@@ -40,17 +37,7 @@ def solver_response(scheduler: Any) -> np.ndarray | None:
             response[:, step] = sample[:steps].flatten().double().numpy()
     except (ValueError, RuntimeError, TypeError, IndexError):  # a step that asks for more
         return None
-    return response if _is_one_step(response) else None
-
-
-def _is_one_step(response: np.ndarray) -> bool:
-    """Whether every step carries all that came before it on by one and the same factor."""
-    for step in range(1, len(response)):
-        before, after = response[:step, step - 1], response[:step, step]
-        factor = (before @ after) / max(before @ before, 1e-30)
-        if np.abs(after - factor * before).max() > TOLERANCE * np.abs(response[:, step]).max():
-            return False
-    return bool((np.abs(np.diag(response)) > 1e-8).all())
+    return response if response.any(axis=1).all() else None
 
 
 def corrections(
@@ -59,10 +46,12 @@ def corrections(
     """Corrections (S, 2) of a plan at the output: kappa and lambda of its computed steps.
 
     When step n is computed, the skipped steps j since step a are known better: v[j] lies near
-    `v[a] + c * (v[n] - v[a])`, where `v[a] + beta * (v[a] - v[p])` was used. The difference has
-    moved the latents by response[j, n]; a prediction at n that is changed by the sum of
-    response[j, n] / response[n, n] times the differences moves them back. This is the corrector of
-    a predictor-corrector method, with coefficients that come from the model instead of polynomials.
+    `v[a] + c * (v[n] - v[a])`, where `v[a] + beta * (v[a] - v[p])` was used. The difference moves
+    the latents of step n and of all that follow by response[j, n:]; a changed prediction at n moves
+    them by response[n, n:], and is chosen to move them back, in least squares. That is exact where
+    the solver takes one step at a time; one that looks back on earlier predictions has some of the
+    difference in its memory still. This is the corrector of a predictor-corrector method, with
+    coefficients that come from the model instead of polynomials.
 
     Args:
         computed: bool (S,).
@@ -76,6 +65,7 @@ def corrections(
         return found
     for a, n in itertools.pairwise(order):
         skipped = np.arange(a + 1, n)
-        share = response[skipped, n] / response[n, n]
+        undo = response[n, n:] / (response[n, n:] @ response[n, n:])
+        share = response[skipped, n:] @ undo
         found[n] = share @ between[a, n, skipped], share @ coefficients[skipped]
     return found

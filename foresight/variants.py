@@ -26,6 +26,7 @@ class Variant:
     policy: Policy
     learned: bool = False
     requested_speedup: float = math.nan
+    requested_quality: float = math.nan
 
 
 def method_of(spec: str) -> str:
@@ -54,8 +55,19 @@ def left_out(pipe: Any, policies: Sequence[str], generate: Generate) -> dict[str
     return reasons
 
 
-def expand(pipe: Any, policies: Sequence[str], speedups: Sequence[float]) -> list[Variant]:
+def expand(
+    pipe: Any,
+    policies: Sequence[str],
+    speedups: Sequence[float],
+    qualities: Sequence[float] = (),
+) -> list[Variant]:
     """The settings to run: a sweep over its knob for a plain name, one for a name with options.
+
+    Args:
+        pipe: A diffusers pipeline.
+        policies: Names, names with options, and folders of trained policies.
+        speedups: Asked of trained policies.
+        qualities: PSNR in dB, asked of them as well.
 
     Raises:
         UserError: If a policy is unknown or unfit for the pipeline, given twice, or cannot reach a
@@ -65,13 +77,17 @@ def expand(pipe: Any, policies: Sequence[str], speedups: Sequence[float]) -> lis
     for spec in policies:
         policy = load_policy(spec)
         policy.check(pipe)
-        learned = isinstance(policy, LearnedPolicy)
-        swept = [policy] if "[" in spec or learned else sweep(policy.name)
+        if isinstance(policy, LearnedPolicy):
+            for asked in speedups:
+                at = policy.at(asked)
+                variants.append(Variant(at.name, at.setting, at, True, requested_speedup=asked))
+            for asked in qualities:
+                at = policy.reaching(asked)
+                variants.append(Variant(at.name, at.setting, at, True, requested_quality=asked))
+            continue
+        swept = [policy] if "[" in spec else sweep(policy.name)
         swept = [p for p in swept if not (isinstance(p, PeerPolicy) and p.unfit(pipe))]
-        settings = [policy.at(speedup) for speedup in speedups] if learned else swept
-        asked = speedups if learned else [math.nan] * len(settings)
-        rows = zip(settings, asked, strict=True)
-        variants += [Variant(p.name, p.setting, p, learned, s) for p, s in rows]
+        variants += [Variant(p.name, p.setting, p) for p in swept]
     if not variants or len({(v.method, v.setting) for v in variants}) < len(variants):
         raise UserError(f"--policies {','.join(policies)} must name each policy and setting once")
     return variants

@@ -34,6 +34,8 @@ class Rollouts(NamedTuple):
     """(R, C)"""
     log_final_error: Tensor
     """(R,) log of the measured error of the final latents."""
+    psnr: Tensor
+    """(R,) of the video, in dB."""
 
 
 def sources(actions: np.ndarray) -> Tensor:
@@ -131,6 +133,7 @@ def _gather(bucket: Bucket) -> Rollouts | None:
         embedding=bucket.embedding[rows],
         features=bucket.features[rows],
         log_final_error=final.log(),
+        psnr=torch.tensor([float(rollout["psnr"]) for *_, rollout in found]),
     )
 
 

@@ -22,8 +22,12 @@ from latte_by_hand import (
 import foresight
 from foresight import profiling
 from foresight.config import UserError
-from foresight.pipeline import load_pipeline
+from foresight.fingerprint import fingerprint
+from foresight.models.architecture import TEXT_WIDTH
+from foresight.pipeline import generate, load_pipeline
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
+from foresight.policies.learned import LearnedPolicy
+from foresight.policies.network import ReuseModel
 from foresight.profiling import measure_timing, profile
 from foresight.recorder import TraceRecorder
 from foresight.rollout import KINDS, best_coefficients, sample_plan
@@ -331,3 +335,28 @@ def test_another_model_is_refused_and_changes_nothing(profiled, other_pipe):
     with pytest.raises(UserError, match=r"other settings \(model differ\)"):
         profile(other_pipe, PROFILED_PROMPTS, [PROFILED_CONFIG], profiled)
     assert files_below(profiled) == before
+
+
+def test_an_on_policy_round_rolls_the_policys_own_plans_out(pipe, tmp_path):
+    torch.manual_seed(0)
+    network = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8)
+    costs = {"block_seconds": [1.0], "overhead_seconds": 0.0, "skip_seconds": 0.0}
+    policy = LearnedPolicy(network, fingerprint(pipe), costs)
+    few = PROFILED_PROMPTS[:1], [PROFILED_CONFIG], tmp_path
+    traces = profile(pipe, *few, rollouts=3, policy=policy)
+    seen: list[Plan] = []
+    for row in traces.rollouts:
+        assert row["kind"] == "policy"
+        computed = np.asarray(row["plan"])[:, 0] == COMPUTE
+        speedup = PROFILED_CONFIG.num_inference_steps / computed.sum()
+        again = policy.at(speedup)
+        made = generate(pipe, PROFILED_PROMPTS[0].text, PROFILED_CONFIG, seed=0, policy=again)
+        plan = made.report.plan
+        assert plan is not None
+        assert (plan.actions == row["plan"]).all()
+        assert plan.coefficients == pytest.approx(np.asarray(row["coefficients"]))
+        seen.append(plan)
+    assert len({plan.actions.tobytes() for plan in seen}) > 1
+    torch.nn.init.normal_(network.gain.weight)
+    with pytest.raises(UserError, match="policy"):
+        profile(pipe, *few, rollouts=3, policy=policy)

@@ -10,7 +10,6 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -25,11 +24,9 @@ ONE_STEP = [
     DDIMScheduler(**DIFFUSION, timestep_spacing="trailing", clip_sample=False),
     FlowMatchEulerDiscreteScheduler(shift=3.0),
 ]
-OTHERS = [
+MULTISTEP = [
     DPMSolverMultistepScheduler(**DIFFUSION),
     UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
-    HeunDiscreteScheduler(**DIFFUSION),
-    EulerAncestralDiscreteScheduler(),
 ]
 COMPUTED = np.isin(np.arange(STEPS), (0, 1, 4, 5, 8, 11))
 
@@ -76,7 +73,7 @@ def plan_for(gram: np.ndarray, response) -> Plan:
     return Plan.whole_stack(COMPUTED, betas, 2, at_output=True, corrections=correct)
 
 
-@pytest.mark.parametrize("scheduler", ONE_STEP, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("scheduler", ONE_STEP + MULTISTEP, ids=lambda s: type(s).__name__)
 def test_the_response_is_the_difference_that_a_changed_prediction_makes(scheduler):
     torch.manual_seed(0)
     predictions = torch.randn(STEPS, 3, dtype=torch.float64)
@@ -90,9 +87,8 @@ def test_the_response_is_the_difference_that_a_changed_prediction_makes(schedule
         assert moved.numpy() == pytest.approx(response[step], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("scheduler", OTHERS, ids=lambda s: type(s).__name__)
-def test_solvers_that_draw_noise_or_look_back_are_not_corrected(scheduler):
-    assert solver_response(ready(scheduler)) is None
+def test_solvers_that_draw_noise_are_not_corrected():
+    assert solver_response(ready(EulerAncestralDiscreteScheduler())) is None
 
 
 def test_asking_for_the_response_leaves_the_scheduler_alone():
@@ -124,18 +120,18 @@ def test_what_lies_on_a_line_between_computed_steps_is_made_good_exactly(schedul
     assert (forecast[-1] - wanted[-1]).abs().max() > 0.05
 
 
-def test_smooth_predictions_come_out_a_third_as_far_off():
+@pytest.mark.parametrize("scheduler", ONE_STEP[1:] + MULTISTEP, ids=lambda s: type(s).__name__)
+def test_smooth_predictions_come_out_less_than_half_as_far_off(scheduler):
     steps = torch.linspace(0, 2, STEPS, dtype=torch.float64)[:, None]
     true = torch.sin(steps * torch.linspace(0.5, 2.5, 40, dtype=torch.float64))
     gram = (true @ true.T).numpy()
-    scheduler = ONE_STEP[1]
     wanted = trajectory(scheduler, true)[-1]
     response = solver_response(ready(scheduler))
     off = [
         (trajectory(scheduler, returned(plan_for(gram, r), true))[-1] - wanted).norm()
         for r in (response, None)
     ]
-    assert off[0] < off[1] / 3
+    assert off[0] < off[1] / 2
 
 
 def random_plan(rng: np.random.Generator) -> Plan:

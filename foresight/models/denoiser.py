@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from foresight.models.autoencoder import SIZES, encode_pool, learning_rate, load_state, save_state
@@ -14,6 +15,7 @@ from foresight.models.latents import fit_scale, scale_latents
 from foresight.models.objectives import Objective
 
 SECONDS_BETWEEN_SAVES = 120.0
+FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
 def make_optimizers(modules: list[torch.nn.Module]) -> list[tuple[torch.optim.Optimizer, float]]:
@@ -79,6 +81,8 @@ def train_denoiser(
     fit_scale(pipe.vae, [part["latents"] for part in parts])
     every = max(1, steps // 2 // pool_parts)  # the pool is complete after half of the steps
     bar = tqdm(range(start, steps), initial=start, total=steps, desc="denoiser")
+    # on a CPU the backward pass of fused attention takes longer than all else for so few tokens
+    kernels = [SDPBackend.MATH] if device.type == "cpu" else list(FUSED)
     losses, saved = [], time.monotonic()
     for step in bar:
         while len(parts) < min(pool_parts, len(SIZES) + step // every):
@@ -92,7 +96,7 @@ def train_denoiser(
         latents = scale_latents(pipe.vae, part["latents"][picks].float().to(device))
         if as_images:
             latents = objective.stills(latents, rng)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+        with sdpa_kernel(kernels), torch.autocast(device.type, torch.bfloat16):
             loss = objective(latents, [part["captions"][i] for i in picks], rng)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)

@@ -104,6 +104,20 @@ class Policy(abc.ABC):
             f"policy {self.name} takes no speed-up ({speedup:g}); set its own options in [...]"
         )
 
+    def reaching(self, quality: float, confidence: float = 0.9) -> "Policy":
+        """The policy set to a PSNR against the uncached video, as fast as that allows.
+
+        Args:
+            quality: Wanted, in dB.
+            confidence: Share of generations that must reach it.
+
+        Raises:
+            UserError: If it cannot promise a quality.
+        """
+        raise UserError(
+            f"policy {self.name} cannot promise a quality ({quality:g} dB); a trained one can"
+        )
+
     def reconfigure(self, pipe: Any, config: GenerationConfig) -> tuple[GenerationConfig, Any]:
         """The configuration and scheduler to run instead; by default those asked for."""
         return config, pipe.scheduler

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import torch
 from foresight.config import UserError
 from foresight.fingerprint import fingerprint
 from foresight.plan import Plan
-from foresight.planner import run_weights, shortest_path, steps_for_speedup
+from foresight.planner import run_weights, shortest_path, shortest_paths, steps_for_speedup
 from foresight.policies.base import Generation, Policy
 from foresight.policies.network import ReuseModel, config_features
+from foresight.policies.promise import QualityPromise
 from foresight.solver import corrections
 
 OUTPUT = 0
@@ -28,8 +31,12 @@ class LearnedPolicy(Policy):
         model: The trained network.
         fingerprint: Of the model it was trained on.
         costs: `block_seconds` (N,), `overhead_seconds` and `skip_seconds` per step, as profiled.
+        promise: What roll-outs showed of quality; None if there were none.
         name: What the comparison calls it.
+
+    Attributes:
         speedup: The denoising speed-up to plan for.
+        quality: The PSNR to plan for instead, in dB; None if a speed-up is wanted.
     """
 
     def __init__(
@@ -37,15 +44,20 @@ class LearnedPolicy(Policy):
         model: ReuseModel,
         fingerprint: dict[str, Any],
         costs: dict[str, Any],
+        promise: QualityPromise | None = None,
         *,
         name: str = "learned",
-        speedup: float = 2.0,
     ) -> None:
         self.model, self.fingerprint, self.costs = model.eval(), fingerprint, costs
-        self.name, self.speedup = name, speedup
+        self.promise, self.name = promise, name
+        self.speedup = 2.0
+        self.quality: float | None = None
+        self._confidence = 0.9
 
     @property
     def setting(self) -> str:
+        if self.quality is not None:
+            return f"quality={self.quality:g},confidence={self._confidence:g}"
         return f"speedup={self.speedup:g}"
 
     @classmethod
@@ -72,6 +84,7 @@ class LearnedPolicy(Policy):
             )
             stored = json.loads(path.read_text("utf-8"))["foresight"]
             facts, costs = stored["fingerprint"], stored["costs"]
+            promise = QualityPromise(**stored["promise"]) if stored.get("promise") else None
             with contextlib.redirect_stdout(None):  # huggingface_hub prints what it loads
                 model = ReuseModel.from_pretrained(str(folder))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
@@ -83,7 +96,7 @@ class LearnedPolicy(Policy):
             raise UserError(
                 f"policy {folder} is no trained policy, or damaged ({reason})"
             ) from error
-        return cls(model, facts, costs, name=Path(folder).resolve().name)
+        return cls(model, facts, costs, promise, name=Path(folder).resolve().name)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `model.safetensors`, then `config.json`, which marks a whole folder."""
@@ -91,16 +104,42 @@ class LearnedPolicy(Policy):
         self.model.save_pretrained(folder)
         path = folder / "config.json"
         config = json.loads(path.read_text("utf-8"))
-        config["foresight"] = {"fingerprint": self.fingerprint, "costs": self.costs}
+        config["foresight"] = {
+            "fingerprint": self.fingerprint,
+            "costs": self.costs,
+            "promise": None if self.promise is None else dataclasses.asdict(self.promise),
+        }
         partial = folder / ".config.json.partial"
         partial.write_text(json.dumps(config, indent=1), "utf-8")
         partial.replace(path)
+
+    def digest(self) -> str:
+        """A name for its weights."""
+        digest = hashlib.sha256()
+        for value in self.model.state_dict().values():
+            digest.update(value.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def at(self, speedup: float) -> "LearnedPolicy":
         if not 1 <= speedup <= 20:
             raise UserError(f"--speedup {speedup:g} is out of range; give a value from 1 to 20")
         other = copy.copy(self)
-        other.speedup = speedup
+        other.speedup, other.quality = speedup, None
+        return other
+
+    def reaching(self, quality: float, confidence: float = 0.9) -> "LearnedPolicy":
+        if not 1 <= quality <= 100:
+            raise UserError(f"--quality {quality:g} is out of range; give a PSNR from 1 to 100 dB")
+        if not 0 < confidence < 1:
+            raise UserError(f"--confidence {confidence:g} must lie between 0 and 1")
+        if self.promise is None:
+            raise UserError(
+                f"policy {self.name} was trained on too few roll-outs to promise a quality; "
+                "profile with --rollouts 4 or more and train again"
+            )
+        self.promise.highest_log_damage(quality, confidence)
+        other = copy.copy(self)
+        other.quality, other._confidence = quality, confidence
         return other
 
     def check(self, pipe: Any) -> None:
@@ -119,32 +158,50 @@ class LearnedPolicy(Policy):
     @torch.no_grad()
     def begin(self, generation: Generation) -> Plan:
         steps, blocks = generation.num_steps, generation.num_blocks
-        costs = np.asarray(self.costs["block_seconds"])
+        count = steps if self.quality is not None else self._affordable(steps)
+        if self.quality is None and count == steps:
+            return Plan.from_actions(np.zeros((steps, blocks)))
+        weight, coefficients, place = self._weights(
+            generation, longest=max(LONGEST_RUN, -(-steps // count))
+        )
+        if self.quality is None:
+            computed = shortest_path(weight, count)
+        else:
+            assert self.promise is not None
+            most = self.promise.highest_log_damage(self.quality, self._confidence)
+            limit = np.exp(float(self.model.power) * most)
+            computed = next(path for cost, path in shortest_paths(weight, steps) if cost <= limit)
+        betas = _coefficients(computed, coefficients)
+        correct = (
+            None if place is None else corrections(computed, betas, place, generation.response)
+        )
+        return Plan.whole_stack(computed, betas, blocks, at_output=True, corrections=correct)
+
+    def _affordable(self, steps: int) -> int:
+        """How many steps come closest to the speed-up."""
         allowed = steps_for_speedup(
             self.speedup,
             steps,
-            float(costs.sum()),
+            float(np.sum(self.costs["block_seconds"])),
             self.costs["overhead_seconds"],
             self.costs["skip_seconds"],
         )
-        if allowed >= steps:
-            return Plan.from_actions(np.zeros((steps, blocks)))
-        count = max(1, int(allowed + 1e-6))
-        longest = max(LONGEST_RUN, -(-steps // count))
+        return min(steps, max(1, int(allowed + 0.5)))
+
+    @torch.no_grad()
+    def _weights(
+        self, generation: Generation, longest: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Weights of all runs, forecast coefficients, and places between steps where corrected."""
         amplitude, coefficients, gain = self._predict(generation, longest)
-        power, response = float(self.model.power), generation.response
-        if response is None:
-            computed = shortest_path(run_weights(amplitude, power), count)
-            betas = _coefficients(computed, coefficients)
-            return Plan.whole_stack(computed, betas, blocks, at_output=True)
+        power = float(self.model.power)
+        if generation.response is None:
+            return run_weights(amplitude, power), coefficients, None
         place, left = self._between(generation, longest)
         sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
         leak = self.model.leak(*torch.broadcast_tensors(sigmas[None], sigmas[:, None])).numpy()
-        after = gain * np.sqrt(left)
-        computed = shortest_path(run_weights(amplitude, power, after, leak), count)
-        betas = _coefficients(computed, coefficients)
-        correct = corrections(computed, betas, place, response)
-        return Plan.whole_stack(computed, betas, blocks, at_output=True, corrections=correct)
+        weight = run_weights(amplitude, power, gain * np.sqrt(left), leak)
+        return weight, coefficients, place
 
     def _predict(
         self, generation: Generation, longest: int

@@ -1,0 +1,41 @@
+"""From predicted damage to a PSNR that is reached as often as asked."""
+
+import dataclasses
+import math
+
+from foresight.config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class QualityPromise:
+    """Split-conformal bound on the PSNR of a plan (Vovk et al. 2005; Lei et al. 2018).
+
+    Attributes:
+        offset, slope: PSNR in dB against predicted log damage, fitted on training roll-outs; the
+            slope is negative.
+        misses: (n,) measured minus fitted PSNR of held-out roll-outs, in dB, rising.
+    """
+
+    offset: float
+    slope: float
+    misses: list[float]
+
+    def highest_log_damage(self, quality: float, confidence: float) -> float:
+        """The most predicted log damage at which a share of generations reaches a PSNR.
+
+        Args:
+            quality: PSNR in dB.
+            confidence: The share, between 0 and 1.
+
+        Raises:
+            UserError: If there are too few held-out roll-outs for that share; names what there are
+                enough for.
+        """
+        count = len(self.misses)
+        rank = math.floor((count + 1) * (1 - confidence) + 1e-9)
+        if rank < 1:
+            raise UserError(
+                f"--confidence {confidence:g} needs more held-out roll-outs than the policy's "
+                f"{count}; the most they can promise is {count / (count + 1):.2f}"
+            )
+        return (quality - self.misses[rank - 1] - self.offset) / self.slope
