@@ -1,30 +1,42 @@
 # make demo       profile, train and compare on the embedded model; prints where the report is
 # make test       the fast tests
 # make check      lint, format, types, import rules
-# make results    the demo's chain with more prompts and configurations, into docs/results
+# make results    the demo's chain on both embedded models, with more prompts and configurations;
+#                 every table and figure of docs/results
 # make reference  train the embedded models again (resumable)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-MODEL := checkpoints/tiny-latte
-
-RIVALS := foresight static random fewer-steps
 comma := ,
 space := $(subst ,, )
 
-# The two chains differ in nothing but their size.
-CHAINS := demo results
-PROFILE_demo := --configs data/configs/demo.json --limit 12 --rollouts 4
+# The chains differ in nothing but the model and their size: profile, train, roll the policy's own
+# plans out, train again with those, compare on what was held out.
+CHAINS := demo latte wan
+MODEL_demo := checkpoints/tiny-latte
+MODEL_latte := checkpoints/tiny-latte
+MODEL_wan := checkpoints/tiny-wan
+CONFIGS_demo := data/configs/demo.json
+CONFIGS_latte := data/configs/train.json
+CONFIGS_wan := data/configs/wan-train.json
+PROFILE_demo := --limit 12 --rollouts 4
+PROFILE_latte := --limit 20 --rollouts 4
+PROFILE_wan := --limit 20 --rollouts 4
+ROUND_demo := --limit 6 --rollouts 4 --seed 500
+ROUND_latte := --limit 8 --rollouts 4 --seed 500
+ROUND_wan := --limit 8 --rollouts 4 --seed 500
 COMPARE_demo := --configs data/configs/demo.json --limit 4
-PROFILE_results := --configs data/configs/train.json --limit 72 --rollouts 6
-# On a model of Latte's kind: the closest other method in the demo, all of them in the results.
+COMPARE_latte := --configs data/configs/test.json --limit 12 --qualities 30 35 40 45
+COMPARE_wan := --configs data/configs/wan-test.json --limit 12 --qualities 30 35 40 45
+# The demo runs beside the learned policy what is closest to it, the others all that applies.
+RIVALS := foresight static random fewer-steps
 PEERS_demo := $(foreach n,2 3 4,taylorseer[interval=$(n)$(comma)outputs=lite])
-PEERS_results := pab fbcache magcache taylorseer fastercache cache-dit teacache
-COMPARE_results := --configs data/configs/test.json --limit 16
+PEERS_latte := pab fbcache magcache taylorseer fastercache cache-dit teacache
+PEERS_wan := $(PEERS_latte)
 
-.PHONY: demo test check results reference $(CHAINS:%=profile-%)
+.PHONY: demo test check results reference $(foreach c,$(CHAINS),profile-$(c) round-$(c) publish-$(c))
 .DELETE_ON_ERROR:
 
 demo: runs/demo/comparison/report.html
@@ -39,25 +51,35 @@ check: $(INSTALLED)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-results: runs/results/comparison/report.html
-	mkdir -p docs/results
-	cp $(addprefix runs/results/comparison/,results.csv report.html speed-quality.png) docs/results/
-	@echo "The results: $(abspath docs/results)"
+results: publish-latte publish-wan
+	$(BIN)/python benchmarks/tables.py docs/results/latte docs/results/wan
+
+$(CHAINS:%=publish-%): publish-%: runs/%/comparison/report.html
+	mkdir -p docs/results/$*
+	cp $(addprefix runs/$*/comparison/,results.csv setup.json report.html speed-quality.png) \
+		docs/results/$*/
 
 reference: $(INSTALLED)
 	$(BIN)/python -m foresight.models.reference --model tiny-latte
 	$(BIN)/python -m foresight.models.reference --model tiny-wan
 
-# Resumes where it was stopped and returns at once when the trace set is complete.
+# Both resume where they were stopped and return at once when the trace set is complete.
 $(CHAINS:%=profile-%): profile-%: $(INSTALLED)
-	$(BIN)/foresight profile --model $(MODEL) --prompts data/prompts/train.txt \
-		$(PROFILE_$*) --output runs/$*/traces
+	$(BIN)/foresight profile --model $(MODEL_$*) --prompts data/prompts/train.txt \
+		--configs $(CONFIGS_$*) $(PROFILE_$*) --output runs/$*/traces
 
-$(CHAINS:%=runs/%/policy/config.json): runs/%/policy/config.json: | profile-%
-	$(BIN)/train-policy runs/$*/traces --output runs/$*/policy
+$(CHAINS:%=round-%): round-%: runs/%/first/config.json
+	$(BIN)/foresight profile --model $(MODEL_$*) --prompts data/prompts/train.txt \
+		--configs $(CONFIGS_$*) $(ROUND_$*) --policy runs/$*/first --output runs/$*/on-policy
+
+$(CHAINS:%=runs/%/first/config.json): runs/%/first/config.json: | profile-%
+	$(BIN)/train-policy runs/$*/traces --ablate false --output runs/$*/first
+
+$(CHAINS:%=runs/%/policy/config.json): runs/%/policy/config.json: | round-%
+	$(BIN)/train-policy runs/$*/traces runs/$*/on-policy --output runs/$*/policy
 
 $(CHAINS:%=runs/%/comparison/report.html): runs/%/comparison/report.html: runs/%/policy/config.json
-	$(BIN)/foresight compare --model $(MODEL) \
+	$(BIN)/foresight compare --model $(MODEL_$*) \
 		--policies '$(subst $(space),$(comma),runs/$*/policy $(RIVALS) $(PEERS_$*))' \
 		--prompts data/prompts/test.txt $(COMPARE_$*) --output runs/$*/comparison
 

@@ -23,7 +23,7 @@ from foresight.devices import device_name
 from foresight.pipeline import call_arguments, load_pipeline
 from foresight.plan import Plan
 from foresight.profiling import measure_timing
-from foresight.rollout import FixedPlan
+from foresight.policies.fixed import FixedPlan
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PROMPT = "a red circle moves left over a blue sky"

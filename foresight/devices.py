@@ -8,10 +8,20 @@ import torch
 
 
 def device_name(pipe: Any) -> str:
-    """The GPU's name, or the kind of device and its threads."""
+    """The GPU's name, or the processor's where it is known, and the threads used."""
     if pipe.device.type == "cuda":
         return torch.cuda.get_device_name(pipe.device)
-    return f"{pipe.device.type}, {torch.get_num_threads()} threads"
+    name = _processor() if pipe.device.type == "cpu" else pipe.device.type
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} CPU" if names else "cpu"
 
 
 def reset_peak_memory(pipe: Any) -> None:

@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from foresight.config import GenerationConfig, Prompt
 from foresight.fingerprint import fingerprint
 from foresight.pipeline import Generated, generate
-from foresight.plan import Plan
+from foresight.policies.fixed import OneStepPolicy
 from foresight.policies.learned import LearnedPolicy
 from foresight.recorder import Tensors, TraceRecorder
-from foresight.rollout import KINDS, FixedPlan, roll_out, sample_plan
+from foresight.rollout import KINDS, roll_out, sample_plan
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
 from foresight.traces import TraceSet
@@ -66,8 +66,7 @@ def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
     total = plain.denoise_seconds / calls
     scale = min(1.0, 0.98 * total / medians.sum())
     seconds = medians * scale
-    once = Plan.whole_stack(np.arange(calls) == 0, np.zeros(calls), count, at_output=True)
-    idle = generate(pipe, prompt, config, seed=0, policy=FixedPlan(once))
+    idle = generate(pipe, prompt, config, seed=0, policy=OneStepPolicy())
     skipped = max(0.0, (idle.denoise_seconds - total) / max(1, calls - 1))
     return Timing(
         block_seconds=seconds,

@@ -1,6 +1,5 @@
 """Roll-outs: running a given plan, and the error it leaves in the video."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,11 @@ from foresight.metrics import psnr
 from foresight.pipeline import Generated, generate
 from foresight.plan import Plan
 from foresight.planner import run_weights, shortest_path
-from foresight.policies.base import Generation, Policy
+from foresight.policies.fixed import FixedPlan
 from foresight.solver import corrections
 
 TYPICAL_LEAK = 0.05
 KINDS = ("planned", "stack", "planned", "single")  # in turn
-
-
-@dataclasses.dataclass(frozen=True)
-class FixedPlan(Policy):
-    """Runs the plan it was given."""
-
-    plan: Plan
-    name = "plan"
-
-    def begin(self, generation: Generation) -> Plan:
-        return self.plan
 
 
 def roll_out(

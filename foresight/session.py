@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foresight.blocks import find_blocks, find_transformers
+from foresight.calibration import step_times
 from foresight.clock import Clock, noise_levels
 from foresight.config import UserError
 from foresight.geometry import generation_config, pooled_prompt
@@ -26,6 +27,7 @@ from foresight.hooks import (
 from foresight.observing import Observation
 from foresight.plan import Plan
 from foresight.policies.base import Controller, Generation, Policy
+from foresight.policies.learned import LearnedPolicy
 from foresight.record import Report
 from foresight.runner import MODEL, Branch, Model, PlannedBranch, ReactiveBranch, Tap
 
@@ -111,6 +113,31 @@ class Session:
             plan_seconds=self._plan_seconds,
             denoise_seconds=self.clock.finished - self.clock.started,
         )
+
+    def calibrate(self, *args: Any, **kwargs: Any) -> None:
+        """Time computed and skipped steps on this machine, for the speed-ups of a trained policy.
+
+        Its own times are those of the machine that it was profiled on. Takes the arguments of the
+        pipeline's call, at the size that will be generated, and runs it eight times; four steps do.
+
+        Raises:
+            UserError: If the policy is not a trained one, or the call takes a single step.
+        """
+        policy = self.policy
+        if not isinstance(policy, LearnedPolicy):
+            raise UserError(f"policy {policy.name} has no speed-up to calibrate")
+
+        def denoise(policy: Policy) -> float:
+            self.policy = policy
+            self.pipe(*args, **kwargs)
+            return self.clock.finished - self.clock.started
+
+        try:
+            times = step_times(denoise)
+        finally:
+            self.policy = policy
+        assert self.generation is not None
+        self.policy = policy.calibrated(self.generation.num_steps, *times)
 
     def _forget(self) -> None:
         """A generation starts: nothing of an earlier one, finished or not, may be seen by it."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from foresight.policies.promise import QualityPromise
 from policy_training.baselines import Score
 from policy_training.config import TrainConfig
 from policy_training.generations import ProfiledGeneration, configuration
@@ -65,12 +66,14 @@ forecasting from the last two.
 
 {{ rollout_sentence }}
 
+{{ promise_sentence }}
+
 ## Limits
 
 * It knows the model, the scheduler and the range of configurations above. Other step counts, sizes
   and guidance scales are extrapolation; another model is refused.
 * The traces come from uncached generations, so they understate the error of a trajectory on which
-  much has been reused already; only the roll-outs show that.
+  much has been reused already; only the roll-outs show that, best those of the policy's own plans.
 * The prompts held out come from the same files as those trained on.
 """
 
@@ -87,6 +90,8 @@ class Results:
     """Of predicted against measured error; NaN where too few roll-outs are held out."""
     num_rollouts: int
     """Held-out roll-outs it was measured on."""
+    promise: QualityPromise | None
+    """What a wanted PSNR is planned with; None where roll-outs are too few."""
 
 
 def prompt_sentence(scores: Sequence[Score], *, prompt: bool) -> str:
@@ -112,6 +117,17 @@ def _rollout_sentence(results: Results) -> str:
     return (
         f"Over {results.num_rollouts} held-out roll-outs the predicted and the measured error of "
         f"the final latents have a Spearman correlation of {results.rollout_spearman:.3f}."
+    )
+
+
+def _promise_sentence(promise: QualityPromise | None) -> str:
+    if promise is None:
+        return "There were too few roll-outs to promise a quality; `quality=` is refused."
+    average = sum(abs(miss) for miss in promise.misses) / len(promise.misses)
+    return (
+        "A wanted quality (`quality=`) is planned with the margin that held-out roll-outs need; "
+        f"over {len(promise.misses)} of them the PSNR is off what the predicted damage says by "
+        f"{average:.1f} dB on average, and by {promise.misses[0]:+.1f} dB at worst."
     )
 
 
@@ -149,4 +165,5 @@ def model_card(
         scores=results.scores,
         prompt_sentence=prompt_sentence(results.scores, prompt=config.prompt),
         rollout_sentence=_rollout_sentence(results),
+        promise_sentence=_promise_sentence(results.promise),
     )

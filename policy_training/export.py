@@ -6,7 +6,6 @@ import numpy as np
 
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.network import ReuseModel
-from foresight.policies.promise import QualityPromise
 from policy_training.card import Results, model_card
 from policy_training.config import TrainConfig
 from policy_training.generations import ProfiledGeneration, fingerprint_of
@@ -31,7 +30,6 @@ def measured_costs(generations: list[ProfiledGeneration]) -> dict[str, list[floa
 def export(
     config: TrainConfig,
     model: ReuseModel,
-    promise: QualityPromise | None,
     train: list[ProfiledGeneration],
     held_out: list[ProfiledGeneration],
     results: Results,
@@ -44,7 +42,7 @@ def export(
     staging = config.output / "training" / "export"
     staging.mkdir(exist_ok=True)
     costs = measured_costs(train + held_out)
-    LearnedPolicy(model, fingerprint, costs, promise).save_pretrained(staging)
+    LearnedPolicy(model, fingerprint, costs, results.promise).save_pretrained(staging)
     card = model_card(config, fingerprint, train, held_out, results)
     card.save(staging / "README.md")
     for name in ("model.safetensors", "README.md", "config.json"):

@@ -9,6 +9,7 @@ from policy_training.config import TrainConfig
 from policy_training.dataset import TraceData
 from policy_training.labels import safe_to_reuse
 from policy_training.module import ReuseTraining, calibrated, damages, predict
+from policy_training.promise import quality_promise
 
 BASELINE_BATCHES = 8
 MIN_ROLLOUTS = 5
@@ -34,6 +35,7 @@ def measure(config: TrainConfig, fitted: dict[str, tuple[ReuseTraining, TraceDat
         safe_share=float(safe_to_reuse(held_out.moments, config.tolerance).float().mean()),
         rollout_spearman=float(spearmanr(measured, predicted).statistic) if enough else np.nan,
         num_rollouts=len(measured),
+        promise=quality_promise(module, data),
     )
 
 

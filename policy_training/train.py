@@ -18,7 +18,6 @@ from policy_training.export import export
 from policy_training.generations import ProfiledGeneration, load_generations, split_by_prompt
 from policy_training.measure import measure
 from policy_training.module import ReuseTraining
-from policy_training.promise import quality_promise
 from policy_training.trainer_parts import AtomicCheckpoints, Progress, one_thread, quiet_lightning
 
 ABLATIONS = ("without prompt", "shuffled prompt")
@@ -44,8 +43,7 @@ def train(config: TrainConfig) -> Path:
         data = TraceData(train_side, held_out, config, each)
         fitted[each] = (fit(config, data, each), data)
     results = measure(config, fitted)
-    module, data = fitted[use]
-    export(config, module.model, quality_promise(module, data), train_side, held_out, results)
+    export(config, fitted[use][0].model, train_side, held_out, results)
     return config.output
 
 

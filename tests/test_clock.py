@@ -18,7 +18,7 @@ from families import FAMILIES
 import foresight
 from foresight.clock import Clock, noise_levels
 from foresight.plan import COMPUTE, Plan
-from foresight.rollout import FixedPlan
+from foresight.policies.fixed import FixedPlan
 
 STEPS = 6
 DIFFUSION = {"beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "v_prediction"}

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import foresight
 from foresight.config import UserError
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
-from foresight.rollout import FixedPlan
+from foresight.policies.fixed import FixedPlan
 
 WAN, LATTE = FAMILIES["Wan 2.1"], FAMILIES["Latte"]
 STEPS, BLOCKS = 6, 3

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import time
 
 import numpy as np
 import pytest
@@ -353,6 +354,33 @@ def test_a_policy_without_roll_outs_promises_nothing(learned):
     learned.promise = None
     with pytest.raises(UserError, match="too few roll-outs"):
         learned.reaching(30)
+
+
+def test_calibration_learns_what_a_step_takes_here(pipe, learned, monkeypatch):
+    """Blocks made to sleep: their time is known, and so is the number of steps it leaves."""
+    block = pipe.transformer.transformer_blocks[0]
+    plain, nap = block.forward, 0.05
+
+    def slow(*args, **kwargs):
+        time.sleep(nap)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(block, "forward", slow)
+    with foresight.reuse(pipe, learned, speedup=2.0) as session:
+        session.calibrate(PROMPT, height=32, width=32, num_inference_steps=4, output_type="latent")
+        costs = session.policy.costs
+        assert session.policy.speedup == 2.0
+        assert nap < sum(costs["block_seconds"]) < 3 * nap
+        assert costs["overhead_seconds"] < nap
+        sample(pipe)
+        computed = (session.report().actions[:, 0] == COMPUTE).sum()
+    assert sum(learned.costs["block_seconds"]) == sum(COSTS["block_seconds"])
+    assert computed == STEPS // 2
+
+
+def test_only_trained_policies_are_calibrated(pipe):
+    with foresight.reuse(pipe, "static") as session, pytest.raises(UserError, match="static"):
+        session.calibrate(PROMPT, height=32, width=32, num_inference_steps=2)
 
 
 def test_a_learned_plan_runs_as_planned(pipe, learned):

@@ -18,6 +18,7 @@ from policy_training.config import TrainConfig
 from policy_training.dataset import QueryBatches, TraceData
 from policy_training.generations import load_generations, make_buckets, split_by_prompt
 from policy_training.module import ReuseTraining
+from policy_training.promise import quality_promise
 from policy_training.rollouts import executed_errors, gather_rollouts, sources
 from policy_training.train import train
 
@@ -184,6 +185,27 @@ def test_train_exports_a_policy_that_loads(traces, tmp_path):
     written = (output / "model.safetensors").stat().st_mtime_ns
     train(settings(traces, output, ablate=True))
     assert (output / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_the_promise_is_fitted_on_one_side_and_measured_on_the_other(traces, tmp_path):
+    """PSNR made a known line of the predicted damage, off by known misses where held out."""
+    config = settings(traces, tmp_path)
+    data = TraceData(*split_by_prompt(load_generations([traces]), 0.34, 0), config)
+    module = ReuseTraining.for_data(config, data)
+    misses = []
+    for side, off in ((data.train_rollouts, 0.0), (data.held_out_rollouts, 1.0)):
+        for index, group in enumerate(side):
+            with torch.no_grad():
+                line = 20 - 3 * module.predicted_damage(group)
+            miss = off * torch.linspace(-2, 1, len(line))
+            misses += miss.tolist() if off else []
+            side[index] = group._replace(psnr=line + miss)
+    promise = quality_promise(module, data)
+    assert promise is not None
+    assert (promise.offset, promise.slope) == pytest.approx((20, -3), abs=1e-3)
+    assert promise.misses == pytest.approx(sorted(misses), abs=1e-3)
+    data.held_out_rollouts.clear()
+    assert quality_promise(module, data) is None
 
 
 class InterruptedTrainingError(Exception):

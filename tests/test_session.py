@@ -16,7 +16,7 @@ import foresight
 from foresight.config import GenerationConfig, UserError
 from foresight.pipeline import generate
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
-from foresight.rollout import FixedPlan
+from foresight.policies.fixed import FixedPlan
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 

@@ -1,4 +1,4 @@
-"""Policies whose decisions do not look at the features: none, static, random, fewer-steps."""
+"""Policies that do not look at the features: none, given plans, static, random, fewer steps."""
 
 import dataclasses
 from typing import Any
@@ -29,6 +29,28 @@ class NonePolicy(Policy):
 
     def begin(self, generation: Generation) -> Plan:
         return Plan.from_actions(np.zeros((generation.num_steps, generation.num_blocks)))
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPlan(Policy):
+    """Runs the plan it was given."""
+
+    plan: Plan
+    name = "plan"
+
+    def begin(self, generation: Generation) -> Plan:
+        return self.plan
+
+
+@dataclasses.dataclass(frozen=True)
+class OneStepPolicy(Policy):
+    """Computes the first step and skips the model in all others: what a skipped step takes."""
+
+    name = "one-step"
+
+    def begin(self, generation: Generation) -> Plan:
+        steps = np.arange(generation.num_steps)
+        return Plan.whole_stack(steps == 0, 0.0 * steps, generation.num_blocks, at_output=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,6 +142,31 @@ class LearnedPolicy(Policy):
         other.quality, other._confidence = quality, confidence
         return other
 
+    def calibrated(
+        self, num_steps: int, full_seconds: float, skipped_seconds: float
+    ) -> "LearnedPolicy":
+        """The policy with the times of this machine.
+
+        Args:
+            num_steps: S of both runs.
+            full_seconds: Denoising time with every step computed.
+            skipped_seconds: Denoising time with only the first step computed.
+
+        Raises:
+            UserError: If S is less than 2: nothing was skipped.
+        """
+        if num_steps < 2:
+            raise UserError("calibrate with two steps or more, such as num_inference_steps=4")
+        computed = max((full_seconds - skipped_seconds) / (num_steps - 1), 1e-9)
+        blocks = np.asarray(self.costs["block_seconds"])
+        other = copy.copy(self)
+        other.costs = {
+            "block_seconds": (blocks * computed / blocks.sum()).tolist(),
+            "overhead_seconds": max(full_seconds / num_steps - computed, 0.0),
+            "skip_seconds": 0.0,
+        }
+        return other
+
     def check(self, pipe: Any) -> None:
         found = fingerprint(pipe)
         differ = [

@@ -8,8 +8,8 @@ import torch
 
 import foresight
 from foresight.plan import COMPUTE
+from foresight.policies.fixed import FixedPlan
 from foresight.recorder import TraceRecorder
-from foresight.rollout import FixedPlan
 from foresight.sketch import Sketcher
 
 from .by_hand import ByHand

@@ -10,7 +10,7 @@ import torch
 
 import foresight
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
-from foresight.rollout import FixedPlan
+from foresight.policies.fixed import FixedPlan
 
 from .by_hand import ByHand, counted
 from .family import STEPS, Family

@@ -1,0 +1,180 @@
+"""docs/results.md: every table from the committed results of comparisons.
+
+    python benchmarks/tables.py docs/results/tiny-latte docs/results/tiny-wan
+
+Each folder holds a comparison's `results.csv`, and `setup.json` with the model and the machine. The
+tables say where the learned policy loses: a gain below zero, or an interval that includes it.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from foresight.curves import SPEEDUPS, VIDEO_KEYS, at_equal_speed, learned_method
+
+OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "results.md"
+SHAPE = ["height", "width", "num_frames", "num_inference_steps", "guidance_scale"]
+METRICS = {"psnr": ("PSNR, dB", 1), "ssim": ("SSIM", 3), "vmaf": ("VMAF", 1)}
+INTRODUCTION = """\
+# Results
+
+Written by `make results`, from the files beside it. Every method ran through the same runtime on
+the same prompts, seeds and machine; quality is measured against the uncached video, speed is that
+of the denoising loop, with the uncached one measured in between. A method stands for the best of
+its sweep at a speed. Prompts, seeds and configurations were not trained on. Intervals are 95 %
+bootstraps over videos, the same videos drawn for both methods of a difference.
+"""
+
+
+def main() -> None:
+    """Read the folders and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    args = parser.parse_args()
+    parts = [INTRODUCTION]
+    for folder in args.folders:
+        results = pd.read_csv(folder / "results.csv")
+        setup = json.loads((folder / "setup.json").read_text("utf-8"))
+        parts += [f"## {folder.name}\n", *sections(results, setup)]
+    args.output.write_text("\n".join(parts), "utf-8")
+    print(args.output)  # noqa: T201
+
+
+def sections(results: pd.DataFrame, setup: dict) -> Iterator[str]:
+    """The page's part on one model, piece by piece."""
+    learned = learned_method(results)
+    assert learned is not None, "a comparison without a learned policy has no headline"
+    videos = len(results[VIDEO_KEYS].drop_duplicates())
+    shapes = len(results[SHAPE].drop_duplicates())
+    yield (
+        f"{videos} videos in {shapes} configuration(s), {results['device'].iloc[0]}, "
+        f"{setup['dtype'].removeprefix('torch.')}.\n"
+    )
+    for metric, (label, decimals) in METRICS.items():
+        if results[metric].notna().any():
+            yield f"{label}, at equal measured denoising speed-up:\n"
+            yield table(quality(results, metric, decimals))
+    yield "What the learned policy gains in PSNR (dB), with its interval:\n"
+    yield table(gains(results))
+    yield "The worst video's PSNR (dB):\n"
+    yield table(worst(results))
+    if shapes > 1:
+        yield "Gain over Foresight / over the best of all others, by configuration (dB):\n"
+        yield table(by_configuration(results))
+    asked = results[results["method"] == learned]
+    yield "The speed-up dial:\n"
+    yield table(speed_dial(asked))
+    promised = asked[asked["requested_quality"].notna()]
+    if len(promised):
+        yield "The quality dial, asked for nine videos of ten:\n"
+        yield table(quality_dial(promised))
+    for name, reason in setup.get("not_applicable", {}).items():
+        yield f"* `{name}` was left out: {reason}"
+    yield ""
+
+
+def quality(results: pd.DataFrame, metric: str, decimals: int) -> pd.DataFrame:
+    """Methods by speed-up, the best at 2x first."""
+    values = at_equal_speed(results, metric=metric).pivot(
+        index="method", columns="speedup", values="value"
+    )
+    values = values.sort_values(2.0, ascending=False)
+    cells = values.map(lambda value: _number(value, decimals))
+    return cells.rename(columns=lambda speedup: f"{speedup:g}x").reset_index()
+
+
+def gains(results: pd.DataFrame) -> pd.DataFrame:
+    """Gain over every other method, by speed-up."""
+    rows = at_equal_speed(results)
+    rows = rows[rows["gain"].notna()].copy()
+    rows["cell"] = [
+        f"{gain:+.1f}" + ("" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]")
+        for gain, low, high in rows[["gain", "gain_low", "gain_high"]].to_numpy()
+    ]
+    cells = rows.pivot(index="method", columns="speedup", values="cell").fillna("-")
+    return cells.rename(columns=lambda speedup: f"{speedup:g}x").reset_index()
+
+
+def worst(results: pd.DataFrame) -> pd.DataFrame:
+    """The lowest PSNR of any video at each speed-up; only of methods that every video has."""
+    each = pd.concat(
+        at_equal_speed(rows, num_resamples=1) for _, rows in results.groupby(VIDEO_KEYS)
+    )
+    low = each.groupby(["method", "speedup"])["value"].agg(lambda v: v.min(skipna=False))
+    cells = low.unstack("speedup").sort_values(2.0, ascending=False)
+    cells = cells.map(lambda value: _number(value, 1))
+    return cells.rename(columns=lambda speedup: f"{speedup:g}x").reset_index()
+
+
+def by_configuration(results: pd.DataFrame) -> pd.DataFrame:
+    """Gain over `foresight` and over the best other method, one row per configuration."""
+    rows = []
+    for shape, some in results.groupby(SHAPE):
+        height, width, frames, steps, guidance = shape
+        row = {
+            "size": f"{height}x{width}x{frames}",
+            "steps": f"{steps}",
+            "guidance": f"{guidance:g}",
+            "videos": str(len(some[VIDEO_KEYS].drop_duplicates())),
+        }
+        gain = at_equal_speed(some, num_resamples=1).pivot(
+            index="method", columns="speedup", values="gain"
+        )
+        for speedup in SPEEDUPS:
+            over = gain[speedup].get("foresight", np.nan)
+            row[f"{speedup:g}x"] = f"{_number(over, 1)} / {_number(gain[speedup].min(), 1)}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def speed_dial(asked: pd.DataFrame) -> pd.DataFrame:
+    """Requested against measured speed-up; medians, and the middle 80 % of videos."""
+    rows = []
+    for request, some in asked.groupby("requested_speedup"):
+        low, middle, high = some["speedup"].quantile([0.1, 0.5, 0.9])
+        rows.append(
+            {
+                "asked": f"{request:g}x",
+                "got": f"{middle:.2f}x",
+                "off by": f"{100 * (middle / request - 1):+.1f} %",
+                "middle 80 %": f"{low:.2f} to {high:.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def quality_dial(promised: pd.DataFrame) -> pd.DataFrame:
+    """Requested PSNR against the share of videos that reach it, and what speed that leaves."""
+    rows = []
+    for request, some in promised.groupby("requested_quality"):
+        rows.append(
+            {
+                "asked": f"{request:g} dB",
+                "videos that reach it": f"{(some['psnr'] >= request).mean():.0%}",
+                "median PSNR": f"{some['psnr'].median():.1f} dB",
+                "lowest": f"{some['psnr'].min():.1f} dB",
+                "median speed-up": f"{some['speedup'].median():.2f}x",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def table(frame: pd.DataFrame) -> str:
+    """A Markdown table."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def _number(value: float, decimals: int) -> str:
+    return "-" if np.isnan(value) else f"{value:.{decimals}f}"
+
+
+if __name__ == "__main__":
+    main()
