@@ -136,7 +136,7 @@ def _run_video(
     baselines: list[float] = []
     seconds: dict[int, list[tuple[float, float]]] = {i: [] for i in range(len(variants))}
     measured: dict[int, dict[str, Any]] = {}
-    kept: dict[str, Kept] = {}
+    kept: dict[str, dict[float, Kept]] = {}
     for index in _order(variants, repeats, seed=int(video.key[:8], 16)):
         policy = None if index is None else variants[index].policy
         reset_peak_memory(pipe)

@@ -1,6 +1,7 @@
 """Figures of a comparison, drawn so that one SVG reads well on a light and on a dark page."""
 
 import io
+import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,45 @@ def plan_figure(actions: np.ndarray, title: str = "") -> Figure:
     return figure
 
 
+def plan_svg(actions: np.ndarray) -> str:
+    """What `plan_figure` shows, as an `<svg>` for a page, about a tenth of that figure's size.
+
+    Args:
+        actions: Uint8 (S, N), of `plan.COMPUTE`, `REUSE`, `FORECAST`.
+    """
+    steps, blocks = actions.shape
+    across, down = 404 / steps, 10 * max(blocks, 10) / blocks  # units of the view box
+    cells = [""] * len(ACTION_COLOURS)
+    for block, row in enumerate(actions.T.tolist()):
+        start = 0
+        for action, run in itertools.groupby(row):
+            length = len(list(run))
+            cells[action] += f"M{start} {block}h{length}v1h-{length}z"
+            start += length
+    lines = "".join(f"M{step} 0v{blocks}" for step in range(steps + 1))
+    lines += "".join(f"M0 {block}h{steps}" for block in range(blocks + 1))
+    filled = "".join(
+        f'<path fill="var(--c-{colour[1:]}, {colour})" d="{path}"/>'
+        for colour, path in zip(ACTION_COLOURS, cells, strict=True)
+    )
+    bottom = 4 + down * blocks
+    ticks = [(40 + across * (t + 0.5), bottom + 13, "middle", t) for t in _ticks(steps)]
+    ticks += [(36, 8 + down * (t + 0.5), "end", t) for t in _ticks(blocks)]
+    labels = "".join(
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{tick}</text>'
+        for x, y, anchor, tick in ticks
+    )
+    return (
+        f'<svg viewBox="0 0 446 {bottom + 34:g}" role="img" fill="var(--ink, {INK})" '
+        f'font-size="10"><g transform="translate(40 4) scale({across:.4f} {down:.4f})" '
+        f'stroke="var(--faint, {FAINT})" stroke-width="0">{filled}<path fill="none" '
+        f'stroke-width=".5" vector-effect="non-scaling-stroke" d="{lines}"/></g>{labels}'
+        f'<text x="242" y="{bottom + 29:g}" text-anchor="middle">denoising step, from noise to '
+        f'video</text><text transform="translate(12 {4 + down * blocks / 2:g}) rotate(-90)" '
+        'text-anchor="middle">block</text></svg>'
+    )
+
+
 def to_svg(figure: Figure, salt: str) -> str:
     """The figure as an `<svg>` to put into a page, with the page's fonts and colours.
 
@@ -140,6 +180,12 @@ def to_svg(figure: Figure, salt: str) -> str:
 def _page_font(match: re.Match) -> str:
     """A style's font with the page's family in place of matplotlib's."""
     return f"font: {match[2]}var(--font)" if match[1] is None else "font-family: var(--font)"
+
+
+def _ticks(count: int) -> list[int]:
+    """Round numbers among the first `count` from 0 on."""
+    ticks = MaxNLocator(9, integer=True).tick_values(0, count - 1)
+    return [int(tick) for tick in ticks if 0 <= tick < count]
 
 
 def _plain(axes: "Axes") -> None:

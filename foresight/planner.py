@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from foresight.config import UserError
+from foresight.solver import best_strength
 
 
 def shortest_path(weight: np.ndarray, num_computed: int) -> np.ndarray:
@@ -58,10 +59,11 @@ def run_weights(
     Args:
         amplitude: (S, S, S); `[p, a, s]` is gain times root error at s if a, p were computed last.
         power: q; a run's damage is its summed amplitude to the 2q.
-        between: (S, S, S); `[a, n, s]` is gain times root error that is left at s once step n is
-            computed and corrects for it; None if steps do not correct.
-        leak: Share of the energy of the uncorrected error that a correction does not reach; one, or
-            (S, S) with `[n, s]` for step n correcting the error at s.
+        between: (S, S, S); `[a, n, s]` is gain times root error that interpolation leaves at s once
+            step n is computed; None if steps do not correct.
+        leak: What a full correction does wrong, as a share of the energy of the uncorrected error;
+            one, or (S, S) with `[n, s]` for step n correcting the error at s. Corrections are as
+            strong as is best, see `solver.best_strength`.
 
     Returns:
         (S, S, S + 1); `weight[p, a, n]` is what it costs to compute at p, then a, then n and to
@@ -81,13 +83,26 @@ def run_weights(
                 if not np.isfinite(between[latest, n, run]).all():
                     sums[:, n - latest - 1] = np.inf
                     continue
-                left = between[latest, n, run] ** 2 + leak[n, run] * amplitude[:, latest, run] ** 2
-                sums[:, n - latest - 1] = np.sqrt(left).sum(axis=1)
+                rest = corrected(amplitude[:, latest, run], between[latest, n, run], leak[n, run])
+                sums[:, n - latest - 1] = np.sqrt(rest).sum(axis=1)
         weight[:, latest, latest + 1 :] = sums ** (2 * power)
         weight[order > latest, latest] = np.inf
         if latest > 0:
             weight[latest, latest] = np.inf
     return weight
+
+
+def corrected(amplitude: np.ndarray, between: np.ndarray, leak: np.ndarray) -> np.ndarray:
+    """Squared error that the best correction leaves, from roots of errors; arrays that broadcast.
+
+    Infinite amplitudes, of runs that are too long, stay infinite.
+    """
+    error = amplitude**2
+    left = np.minimum(between**2, error)
+    with np.errstate(invalid="ignore"):
+        strength = best_strength(error, left, leak)
+        rest = left + (1 - strength) ** 2 * (error - left) + strength**2 * leak * error
+    return np.where(np.isfinite(error), rest, np.inf)
 
 
 def steps_for_speedup(

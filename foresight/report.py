@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
@@ -14,9 +15,14 @@ import pandas as pd
 from foresight import figures
 from foresight.config import GenerationConfig, UserError
 from foresight.curves import SPEEDUPS, VIDEO_KEYS, at_equal_speed, learned_method
-from foresight.showcase import HEURISTIC, read_showcases
+from foresight.showcase import (
+    HEADLINE_SPEEDUP,
+    HEURISTIC,
+    SMALL_SHORT_SIDE,
+    STOPS,
+    read_showcases,
+)
 
-HEADLINE_SPEEDUP = 2.0
 METRICS = ("psnr", "ssim", "vmaf")
 DECIMALS = {"psnr": 1, "ssim": 3, "vmaf": 1}
 LABELS = {
@@ -66,7 +72,7 @@ def write_report(folder: str | Path) -> Path:
         The page's path.
 
     Raises:
-        UserError: If the folder holds no readable results.
+        UserError: If the folder holds no readable results, or clips of an older version.
     """
     folder = Path(folder)
     try:
@@ -107,6 +113,7 @@ def render(
         HTML that refers to nothing outside itself.
     """
     learned = learned_method(results)
+    showcases = [showcase for showcase in showcases if _shown(showcase["clips"], learned)]
     metrics = [name for name in METRICS if results[name].notna().any()]
     styles = figures.method_styles(results)
     tables = {name: at_equal_speed(results, SPEEDUPS, metric=name) for name in metrics}
@@ -127,6 +134,9 @@ def render(
         meanings=[(label(m, learned), MEANINGS[m]) for m in styles if m in MEANINGS],
         curves=[(name, figures.to_svg(figure, name)) for name, figure in drawn.items()],
         tables=[_table(name, tables[name], list(styles), learned) for name in metrics],
+        stops=[f"{stop:g}" for stop in STOPS],
+        headline_stop=STOPS.index(HEADLINE_SPEEDUP),
+        reached=_reached(showcases, learned),
         showcases=[_showcase(showcase, learned) for showcase in showcases],
         plans=_plans(showcases, learned),
         facts=_facts(results, model),
@@ -194,35 +204,51 @@ def _cell(row: pd.Series, decimals: int) -> dict[str, Any] | None:
     return cell
 
 
+def _choices(clips: list[dict]) -> list[dict]:
+    """A method's clips with the stops of the dial that show each; the first is shown at first."""
+    clips = sorted(clips, key=lambda clip: HEADLINE_SPEEDUP not in clip["stops"])
+    return [{**clip, "stops": " ".join(f"{stop:g}" for stop in clip["stops"])} for clip in clips]
+
+
+def _reached(showcases: list[dict], learned: str | None) -> list[dict[str, Any]]:
+    """What each method reaches at each stop of the dial: means over the showcases' videos."""
+    reached = []
+    for method in _shown((m for showcase in showcases for m in showcase["clips"]), learned):
+        clips = [clip for showcase in showcases for clip in showcase["clips"].get(method, [])]
+        means: list[dict] = []
+        for stop in STOPS:
+            at = [clip for clip in clips if stop in clip["stops"]]
+            means.append({n: fmean(clip[n] for clip in at) for n in ("speedup", "psnr")})
+            means[-1]["stops"] = [stop]
+        reached.append({"label": label(method, learned), "choices": _choices(means)})
+    return reached
+
+
 def _showcase(showcase: dict, learned: str | None) -> dict[str, Any]:
     """One prompt's row of clips, embedded: uncached, then each method and its difference."""
-    folder, methods = showcase["folder"], showcase["methods"]
-    panels = [
-        {"title": "Uncached", "note": "1x, the reference", "video": _embed(folder, "uncached")}
-    ]
-    for method in _shown(methods, learned):
-        facts = methods[method]
-        name = label(method, learned)
-        panels += [
-            {
-                "title": name,
-                "note": f"{facts['speedup']:.2f}x, {facts['psnr']:.1f} dB",
-                "video": _embed(folder, method),
-            },
-            {
-                "title": f"Error, times {showcase['amplification']}",
-                "note": name,
-                "video": _embed(folder, f"{method}.difference"),
-            },
+    folder = showcase["folder"]
+    uncached = {"stops": STOPS, "note": "1x, the reference", "video": _embed(folder, "uncached")}
+    panels = [{"title": "Uncached", "choices": _choices([uncached])}]
+    for method in _shown(showcase["clips"], learned):
+        name, choices = label(method, learned), _choices(showcase["clips"][method])
+        videos = [{**c, "note": _measured(c), "video": _embed(folder, c["name"])} for c in choices]
+        errors = [
+            {**c, "note": name, "video": _embed(folder, f"{c['name']}.difference")} for c in choices
         ]
+        panels.append({"title": name, "choices": videos})
+        panels.append({"title": f"Error, times {showcase['amplification']}", "choices": errors})
     config = GenerationConfig(**showcase["config"])
-    caption = {"prompt": showcase["prompt"], "seed": showcase["seed"], "config": str(config)}
-    return {**caption, "panels": panels, "fps": showcase["fps"], "frames": showcase["num_frames"]}
+    enlarged = min(config.height, config.width) < SMALL_SHORT_SIDE
+    return {**showcase, "config": str(config), "panels": panels, "enlarged": enlarged}
+
+
+def _measured(clip: dict) -> str:
+    return f"{clip['speedup']:.2f}x, {clip['psnr']:.1f} dB"
 
 
 def _shown(held: Iterable[str], learned: str | None) -> list[str]:
     """The methods shown side by side, of those that a showcase holds: heuristic, then learned."""
-    return sorted((m for m in held if m in (HEURISTIC, learned)), key=lambda m: m == learned)
+    return sorted({HEURISTIC, learned} & set(held), key=lambda method: method == learned)
 
 
 def _embed(folder: Path, name: str) -> str:
@@ -231,16 +257,20 @@ def _embed(folder: Path, name: str) -> str:
 
 
 def _plans(showcases: list[dict], learned: str | None) -> list[dict[str, Any]]:
-    """Heat maps of the first showcase's plans: the heuristic's and the learned one."""
+    """Heat maps of the first showcase's plans: the heuristic's and the learned ones."""
     plans = []
     for showcase in showcases[:1]:
-        for method in _shown(showcase["plans"], learned):
-            facts = showcase["methods"][method]
-            title = f"{label(method, learned)} at {facts['speedup']:.2f}x, {facts['psnr']:.1f} dB"
-            figure = figures.plan_figure(showcase["plans"][method])
-            svg = figures.to_svg(figure, f"plan-{method}")
-            share = f"{facts['compute_fraction']:.0%} of block calls computed"
-            plans.append({"title": title, "note": share, "svg": svg, "prompt": showcase["prompt"]})
+        for method in _shown(showcase["clips"], learned):
+            choices = [
+                {
+                    **clip,
+                    "title": f"{label(method, learned)} at {_measured(clip)}",
+                    "note": f"{clip['compute_fraction']:.0%} of block calls computed",
+                    "svg": figures.plan_svg(showcase["plans"][clip["name"]]),
+                }
+                for clip in _choices(showcase["clips"][method])
+            ]
+            plans.append({"prompt": showcase["prompt"], "choices": choices})
     return plans
 
 

@@ -13,7 +13,7 @@ from foresight.planner import run_weights, shortest_path
 from foresight.policies.fixed import FixedPlan
 from foresight.solver import corrections
 
-TYPICAL_LEAK = 0.05
+TYPICAL_LEAK = 0.3
 KINDS = ("planned", "stack", "planned", "single")  # in turn
 
 
@@ -23,8 +23,9 @@ def roll_out(
     """Run a plan and compare it with the uncached run of the same seed.
 
     Returns:
-        The columns `plan`, `coefficients`, `corrections`, `at_output`, `compute_fraction`,
-        `final_error` (latent MSE over the mean square of the uncached latents) and `psnr` in dB.
+        The columns `plan`, `coefficients`, `corrections`, `strengths`, `at_output`,
+        `compute_fraction`, `final_error` (latent MSE over the mean square of the uncached latents)
+        and `psnr` in dB.
     """
     result = generate(pipe, prompt, config, seed=seed, policy=FixedPlan(plan))
     truth = reference.latents.float()
@@ -33,6 +34,7 @@ def roll_out(
         "plan": plan.actions,
         "coefficients": plan.coefficients,
         "corrections": plan.corrections,
+        "strengths": plan.strengths,
         "at_output": plan.at_output,
         "compute_fraction": plan.compute_fraction(),
         "final_error": float(error),
@@ -58,7 +60,8 @@ def sample_plan(
         gram: (S, S) inner products of the model's outputs.
         sigmas: (S,).
         num_blocks: N.
-        response: Of the solver; where given, plans that forecast also correct.
+        response: Of the solver; where given, most plans that forecast also correct, at random
+            strength.
     """
     steps = len(gram)
     between, left = interpolations(gram)
@@ -81,8 +84,13 @@ def sample_plan(
             computed[step : step + run] = False
             step += run + 1
     betas = strength * best_coefficients(gram, computed)
-    correct = corrections(computed, betas, between, response if strength else None)
-    return Plan.whole_stack(computed, betas, num_blocks, at_output=True, corrections=correct)
+    made_good = np.zeros(steps)
+    if response is not None and strength:
+        made_good[~computed] = rng.choice([0.0, rng.uniform(0.2, 1)], p=[0.2, 0.8])
+    correct = corrections(computed, betas, between, response, made_good)
+    return Plan.whole_stack(
+        computed, betas, num_blocks, at_output=True, corrections=correct, strengths=made_good
+    )
 
 
 def _least_errors(gram: np.ndarray) -> np.ndarray:

@@ -40,8 +40,24 @@ def solver_response(scheduler: Any) -> np.ndarray | None:
     return response if response.any(axis=1).all() else None
 
 
+def best_strength(error: Any, left: Any, leak: Any) -> Any:
+    """How much of an expected miss to make good, from 0 to 1, elementwise (arrays or tensors).
+
+    Of an error of energy `error`, interpolation knows all but `left`. A correction of strength t
+    leaves `left + (1 - t)^2 (error - left) + t^2 leak error`: the model has already reacted to the
+    latents that were off, and undoing too much of the error is one itself. This is the t with the
+    least (a Wiener filter).
+    """
+    known = error - left
+    return known / (known + leak * error + 1e-20)
+
+
 def corrections(
-    computed: np.ndarray, coefficients: np.ndarray, between: np.ndarray, response: np.ndarray | None
+    computed: np.ndarray,
+    coefficients: np.ndarray,
+    between: np.ndarray,
+    response: np.ndarray | None,
+    strengths: np.ndarray,
 ) -> np.ndarray:
     """Corrections (S, 2) of a plan at the output: kappa and lambda of its computed steps.
 
@@ -58,6 +74,7 @@ def corrections(
         coefficients: (S,) of the forecasts; 0 where reused or computed.
         between: (S, S, S); `[a, n, j]` is c.
         response: From `solver_response`; None corrects nothing.
+        strengths: (S,) of each skipped step, how much of its difference to make good.
     """
     found = np.zeros((len(computed), 2), np.float32)
     order = np.flatnonzero(computed)
@@ -66,6 +83,6 @@ def corrections(
     for a, n in itertools.pairwise(order):
         skipped = np.arange(a + 1, n)
         undo = response[n, n:] / (response[n, n:] @ response[n, n:])
-        share = response[skipped, n:] @ undo
+        share = strengths[skipped] * (response[skipped, n:] @ undo)
         found[n] = share @ between[a, n, skipped], share @ coefficients[skipped]
     return found

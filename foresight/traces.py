@@ -53,6 +53,7 @@ ROLLOUT_SCHEMA = pa.schema(
         "plan": pa.list_(pa.list_(pa.int8())),
         "coefficients": _MATRIX,
         "corrections": _MATRIX,
+        "strengths": _VECTOR,
         "at_output": pa.bool_(),
         "compute_fraction": pa.float32(),
         "final_error": pa.float32(),

@@ -82,13 +82,15 @@ class ReuseTraining(lightning.LightningModule):
         Args:
             rollouts: Their plans.
             errors: (R, S) squared errors of the output.
-            left: (R, S) what is left of them after correction.
+            left: (R, S) what interpolation leaves of them where they are corrected.
         """
         context = self.model.context(rollouts.embedding, rollouts.features)
         gain = self.model.log_gain(rollouts.sigmas, context)
         corrected = rollouts.ends > rollouts.steps[..., 0]
         leak = self.model.leak(rollouts.sigmas, rollouts.sigmas.gather(1, rollouts.ends))
-        total = torch.where(corrected, left + leak * errors, errors)
+        missed = (1 - rollouts.strengths) ** 2 * (errors - left).clamp(min=0)
+        total = left + missed + rollouts.strengths**2 * leak * errors
+        total = torch.where(corrected, total, errors)
         return self.model.log_damage(total, rollouts.actions != COMPUTE, gain)
 
     def predicted_damage(self, rollouts: Rollouts) -> Tensor:

@@ -25,7 +25,9 @@ class Rollouts(NamedTuple):
     errors: Tensor
     """(R, S) squared error of the model's output, read off the uncached trace."""
     left: Tensor
-    """(R, S) what is left of it after correction; `errors` where nothing corrects."""
+    """(R, S) what interpolation leaves of it, at most `errors`; `errors` where nothing corrects."""
+    strengths: Tensor
+    """(R, S) how much of the rest is made good, 0 to 1."""
     sigmas: Tensor
     """(R, S)"""
     embedding: Tensor
@@ -90,7 +92,8 @@ def corrected_errors(gram: Tensor, errors: Tensor, steps: Tensor, ends: Tensor) 
     query = moments(
         gram[None], torch.zeros_like(target), torch.stack([target, ends, latest], dim=1)
     )
-    return torch.where(ends > target, forecast_error(query, best_coefficient(query)), errors)
+    left = forecast_error(query, best_coefficient(query))
+    return torch.where(ends > target, torch.minimum(left, errors), errors)
 
 
 def gather_rollouts(buckets: list[Bucket]) -> list[Rollouts]:
@@ -129,6 +132,7 @@ def _gather(bucket: Bucket) -> Rollouts | None:
         ends=torch.stack(ends),
         errors=torch.stack(errors),
         left=torch.stack(left),
+        strengths=torch.stack([_strengths(rollout) for *_, rollout in found]),
         sigmas=bucket.sigmas[rows],
         embedding=bucket.embedding[rows],
         features=bucket.features[rows],
@@ -141,3 +145,9 @@ def _corrections(rollout: dict[str, Any]) -> np.ndarray:
     """(S, 2); zeros in trace sets from before plans corrected."""
     found = rollout.get("corrections")
     return np.zeros((len(rollout["plan"]), 2)) if found is None else np.asarray(found)
+
+
+def _strengths(rollout: dict[str, Any]) -> Tensor:
+    """(S,); ones in trace sets from before corrections had a strength."""
+    found = rollout.get("strengths")
+    return torch.ones(len(rollout["plan"])) if found is None else torch.tensor(found).float()

@@ -58,7 +58,7 @@ def test_columns_and_numbers(folder: Path) -> None:
 
 def test_showcase_and_page(folder: Path) -> None:
     (showcase,) = read_showcases(folder / "showcase")
-    assert showcase["plans"]["foresight"].shape == (6, 12)
+    assert showcase["plans"]["foresight.0"].shape == (6, 12)
     assert report.write_report(folder).read_text("utf-8").count("<video") == 3
 
 

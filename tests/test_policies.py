@@ -13,7 +13,7 @@ from foresight.fingerprint import fingerprint
 from foresight.models.architecture import TEXT_WIDTH
 from foresight.pipeline import generate
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
-from foresight.planner import shortest_paths
+from foresight.planner import run_weights, shortest_paths
 from foresight.policies import BUILT_IN, load_policy, sweep
 from foresight.policies.fixed import FewerStepsPolicy, RandomPolicy, StaticPolicy, warmup_length
 from foresight.policies.foresight import ForesightPolicy
@@ -304,8 +304,8 @@ def test_a_quality_is_reached_by_the_fastest_plan_that_is_good_enough(learned, g
         count = int((plan.actions[:, 0] == COMPUTE).sum())
         computed.append(count)
         most = learned.promise.highest_log_damage(quality, 0.9)
-        weight = learned._weights(generation, 8)[0]
-        power = learned.model.power.item()
+        risks, power = learned._risks(generation, 8), learned.model.power.item()
+        weight = run_weights(risks.amplitude, power, risks.between, risks.leak)
         least = [np.log(c) / power if c else -np.inf for c, _ in shortest_paths(weight, count)]
         assert least[-1] <= most
         assert all(damage > most for damage in least[:-1])
@@ -359,7 +359,7 @@ def test_a_policy_without_roll_outs_promises_nothing(learned):
 def test_calibration_learns_what_a_step_takes_here(pipe, learned, monkeypatch):
     """Blocks made to sleep: their time is known, and so is the number of steps it leaves."""
     block = pipe.transformer.transformer_blocks[0]
-    plain, nap = block.forward, 0.05
+    plain, nap = block.forward, 0.1
 
     def slow(*args, **kwargs):
         time.sleep(nap)
@@ -370,7 +370,7 @@ def test_calibration_learns_what_a_step_takes_here(pipe, learned, monkeypatch):
         session.calibrate(PROMPT, height=32, width=32, num_inference_steps=4, output_type="latent")
         costs = session.policy.costs
         assert session.policy.speedup == 2.0
-        assert nap < sum(costs["block_seconds"]) < 3 * nap
+        assert nap < sum(costs["block_seconds"]) < 5 * nap
         assert costs["overhead_seconds"] < nap
         sample(pipe)
         computed = (session.report().actions[:, 0] == COMPUTE).sum()

@@ -1,5 +1,6 @@
-"""Curves and tables of a comparison against values by hand; the page is whole and offline."""
+"""Curves, tables and kept clips against values by hand; the page is whole and offline."""
 
+import base64
 import re
 import subprocess
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from foresight import curves, report
 from foresight.config import GenerationConfig
-from foresight.showcase import Kept, encode, keep_best, read_showcases, write_showcase
+from foresight.figures import ACTION_COLOURS, plan_svg
+from foresight.showcase import STOPS, Kept, encode, keep_best, read_showcases, write_showcase
 
 CONFIG = GenerationConfig(64, 64, 8, 20, 4.0)
 SWEEPS = {  # method: (mean speed-up, mean PSNR) of each setting
@@ -64,15 +66,19 @@ def make_frames(shift: int = 0, noise: float = 0) -> np.ndarray:
 
 
 def make_showcase(folder: Path) -> None:
+    """The heuristic at five settings, the learned policy at two that share the stops."""
     plan = np.zeros((20, 12), dtype=np.uint8)
     plan[4::2] = 1
     forecast = plan.copy()
     forecast[5::3] = 2
-    videos = {
-        "foresight": Kept("threshold=0.5", 2.03, 31.2, 0.5, False, make_frames(1, 4), plan),
-        "clever": Kept("speedup=2", 2.01, 44.5, 0.48, True, make_frames(0, 2), forecast),
-    }
-    write_showcase(folder, "a <red> square moves right", 3, CONFIG, make_frames(), videos)
+    kept: dict[str, dict[float, Kept]] = {}
+    for number, stop in enumerate(STOPS):
+        frames = make_frames(1, 4 + number)
+        keep_best(kept, "foresight", Kept("", stop, 31.2 - number, 0.5, False, frames, plan))
+    for speedup, psnr, noise in ((1.8, 44.5, 2), (2.9, 36.0, 3)):
+        frames = make_frames(0, noise)
+        keep_best(kept, "clever", Kept("", speedup, psnr, 0.48, True, frames, forecast))
+    write_showcase(folder, "a <red> square moves right", 3, CONFIG, make_frames(), kept)
 
 
 def test_curve_means_and_envelope(results: pd.DataFrame) -> None:
@@ -114,23 +120,62 @@ def test_at_equal_speed_without_a_learned_method(results: pd.DataFrame) -> None:
     assert report.headline(table, None) is None
 
 
-def test_showcase_prefers_quality_near_two_times() -> None:
+def test_kept_settings_by_brute_force() -> None:
+    generator = np.random.default_rng(0)
     frames, plan = make_frames(), np.zeros((2, 2), dtype=np.uint8)
-    kept: dict[str, Kept] = {}
-    for speedup, psnr in ((1.5, 50.0), (2.1, 30.0), (1.9, 33.0), (2.6, 40.0)):
-        for method in ("foresight", "static"):
-            keep_best(kept, method, Kept("", speedup, psnr, 0.5, False, frames, plan))
-    assert [video.psnr for video in kept.values()] == [33.0]
+    for count in (1, 2, 5, 30):
+        pairs = np.stack([generator.uniform(0.9, 4, count), generator.uniform(20, 60, count)], 1)
+        videos = [Kept("", speedup, psnr, 0.5, False, frames, plan) for speedup, psnr in pairs]
+        kept: dict[str, dict[float, Kept]] = {}
+        for video in videos:
+            keep_best(kept, "foresight", video)
+            keep_best(kept, "static", video)  # not shown
+        assert list(kept) == ["foresight"]
+        for stop in (1.25, 1.5, 2, 2.5, 3):
+            near = [v for v in videos if 0.9 * stop <= v.speedup <= 1.1 * stop]
+            best = max(near, key=lambda v: v.psnr, default=None)
+            nearest = min(videos, key=lambda v: abs(v.speedup - stop))
+            assert kept["foresight"][stop] is (best or nearest)
 
 
-def test_encoded_clip_has_every_frame(tmp_path: Path) -> None:
-    encode(make_frames(), tmp_path / "clip.mp4", 4)
+def test_a_setting_of_several_stops_is_stored_once(tmp_path: Path) -> None:
+    make_showcase(tmp_path / "one")
+    (showcase,) = read_showcases(tmp_path)
+    clever = showcase["clips"]["clever"]
+    assert [clip["stops"] for clip in clever] == [[1.25, 1.5, 2.0], [2.5, 3.0]]
+    assert [clip["psnr"] for clip in clever] == [44.5, 36.0]
+    assert [clip["stops"] for clip in showcase["clips"]["foresight"]] == [[s] for s in STOPS]
+    names = {clip["name"] for clips in showcase["clips"].values() for clip in clips}
+    assert set(showcase["plans"]) == names
+    files = {f"{name}{error}.mp4" for name in names for error in ("", ".difference")}
+    assert {path.name for path in (tmp_path / "one").glob("*.mp4")} == files | {"uncached.mp4"}
+
+
+@pytest.mark.parametrize(("repeat", "shown"), [(1, 128), (8, 256)])
+def test_encoded_clip_has_every_frame(tmp_path: Path, repeat: int, shown: int) -> None:
+    large = make_frames().repeat(repeat, axis=1).repeat(repeat, axis=2)
+    encode(large, tmp_path / "clip.mp4")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", "clip.mp4"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout
-    decoded = np.frombuffer(raw, np.uint8).reshape(-1, 256, 256, 3)
+    decoded = np.frombuffer(raw, np.uint8).reshape(-1, shown, shown, 3)
     assert len(decoded) == 8
-    assert np.abs(decoded[:, 2::4, 2::4].astype(int) - make_frames()).mean() < 3
+    factor = shown // 64
+    inner = decoded[:, factor // 2 :: factor, factor // 2 :: factor].astype(int)
+    assert np.abs(inner - make_frames()).mean() < 3
+
+
+def test_plan_svg_draws_every_cell() -> None:
+    actions = np.random.default_rng(0).integers(0, 3, (20, 12)).astype(np.uint8)
+    drawn = np.full((20, 12), 255)
+    svg = plan_svg(actions)
+    for action, colour in enumerate(ACTION_COLOURS):
+        (path,) = re.findall(rf'fill="var\(--c-{colour[1:]}, {colour}\)" d="([^"]*)"', svg)
+        for step, block, length, back in re.findall(r"M(\d+) (\d+)h(\d+)v1h-(\d+)z", path):
+            assert length == back
+            assert (drawn[int(step) : int(step) + int(length), int(block)] == 255).all()
+            drawn[int(step) : int(step) + int(length), int(block)] = action
+    np.testing.assert_array_equal(drawn, actions)
 
 
 def test_page_is_one_offline_file(tmp_path: Path, results: pd.DataFrame) -> None:
@@ -138,16 +183,59 @@ def test_page_is_one_offline_file(tmp_path: Path, results: pd.DataFrame) -> None
     make_showcase(tmp_path / "showcase" / "one")
     page = report.write_report(tmp_path).read_text("utf-8")
     assert not re.search(r"https?://|url\((?!#)|@import|<link|src=\"(?!data:)", page)
-    assert page.count("<video") == 5
-    assert page.count("<svg") == 5  # three curves, two plans
+    clips = list((tmp_path / "showcase" / "one").glob("*.mp4"))
+    assert len(clips) == 15  # uncached, seven settings and their errors
+    assert page.count("data:video") == page.count("<video") == 15
+    for clip in clips:
+        assert page.count(base64.b64encode(clip.read_bytes()).decode()) == 1
     assert "8.8&nbsp;dB closer" in page
     assert "&lt;red&gt;" in page
     assert "<red>" not in page
-    assert read_showcases(tmp_path / "showcase")[0]["methods"]["clever"]["psnr"] == 44.5
 
 
-def test_page_of_built_ins_only(results: pd.DataFrame) -> None:
-    page = report.render(results[~results["learned"]], [], {})
+def test_dial_serves_every_stop_and_starts_at_two_times(
+    tmp_path: Path, results: pd.DataFrame
+) -> None:
+    make_showcase(tmp_path / "one")
+    showcases = read_showcases(tmp_path)
+    page = report.render(results, showcases, {})
+    slots = page.split('class="slot"')[1:]
+    assert len(slots) == 2 + 5 + 2  # what each method reaches, clips, plans
+    for slot in slots:
+        served = " ".join(re.findall(r'data-stops="([^"]*)"', slot)).split()
+        assert sorted(served) == ["1.25", "1.5", "2", "2.5", "3"]
+    without_script = re.sub(r"<template>.*?</template>|<script>.*?</script>", "", page, flags=re.S)
+    assert all("2" in s.split() for s in re.findall(r'<\w+ data-stops="([^"]*)"', without_script))
+    for name in ("uncached", "foresight.2", "foresight.2.difference", "clever.0"):
+        clip = (tmp_path / "one" / f"{name}.mp4").read_bytes()
+        assert base64.b64encode(clip).decode() in without_script
+    assert without_script.count("<video") == 5
+    assert without_script.count("<svg") == 3 + 2
+    assert without_script.count("<b>1.80x</b> at <b>44.5 dB</b>") == 1
+    assert "2.90x" not in without_script
+    assert "Learned policy at 2.90x, 36.0 dB" in page
+
+
+def test_dial_shows_means_over_the_videos(results: pd.DataFrame, tmp_path: Path) -> None:
+    frames, plan = make_frames(), np.zeros((2, 2), dtype=np.uint8)
+    for number, (speedup, psnr) in enumerate([(1.9, 30.0), (2.2, 37.0)]):
+        kept: dict[str, dict[float, Kept]] = {}
+        keep_best(kept, "foresight", Kept("", speedup, psnr, 0.5, False, frames, plan))
+        write_showcase(tmp_path / str(number), "a", number, CONFIG, frames, kept)
+    page = report.render(results, read_showcases(tmp_path), {})
+    assert page.count("<b>2.05x</b> at <b>33.5 dB</b>") == 5
+
+
+def test_clips_of_an_older_version_are_one_clear_error(tmp_path: Path) -> None:
+    make_showcase(tmp_path / "one")
+    (tmp_path / "one" / "showcase.json").write_text('{"methods": {}}')
+    with pytest.raises(report.UserError, match="older version; compare again"):
+        read_showcases(tmp_path)
+
+
+def test_page_without_shown_methods(results: pd.DataFrame, tmp_path: Path) -> None:
+    write_showcase(tmp_path / "one", "a", 0, CONFIG, make_frames(), {})
+    page = report.render(results[~results["learned"]], read_showcases(tmp_path), {})
     assert "<video" not in page
     assert "Static cadence" in page
 

@@ -69,7 +69,7 @@ def returned(plan: Plan, true: torch.Tensor) -> torch.Tensor:
 
 def plan_for(gram: np.ndarray, response) -> Plan:
     betas = best_coefficients(gram, COMPUTED)
-    correct = corrections(COMPUTED, betas, interpolations(gram)[0], response)
+    correct = corrections(COMPUTED, betas, interpolations(gram)[0], response, np.ones(STEPS))
     return Plan.whole_stack(COMPUTED, betas, 2, at_output=True, corrections=correct)
 
 

@@ -18,7 +18,7 @@ from foresight.planner import run_weights, shortest_path, shortest_paths, steps_
 from foresight.policies.base import Generation, Policy
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.promise import QualityPromise
-from foresight.solver import corrections
+from foresight.policies.risks import Risks
 
 OUTPUT = 0
 LONGEST_RUN = 8
@@ -186,21 +186,17 @@ class LearnedPolicy(Policy):
         count = steps if self.quality is not None else self._affordable(steps)
         if self.quality is None and count == steps:
             return Plan.from_actions(np.zeros((steps, blocks)))
-        weight, coefficients, place = self._weights(
-            generation, longest=max(LONGEST_RUN, -(-steps // count))
-        )
+        risks = self._risks(generation, longest=max(LONGEST_RUN, -(-steps // count)))
+        power = float(self.model.power)
+        weight = run_weights(risks.amplitude, power, risks.between, risks.leak)
         if self.quality is None:
             computed = shortest_path(weight, count)
         else:
             assert self.promise is not None
             most = self.promise.highest_log_damage(self.quality, self._confidence)
-            limit = np.exp(float(self.model.power) * most)
+            limit = np.exp(power * most)
             computed = next(path for cost, path in shortest_paths(weight, steps) if cost <= limit)
-        betas = _coefficients(computed, coefficients)
-        correct = (
-            None if place is None else corrections(computed, betas, place, generation.response)
-        )
-        return Plan.whole_stack(computed, betas, blocks, at_output=True, corrections=correct)
+        return risks.plan(computed, blocks, generation.response)
 
     def _affordable(self, steps: int) -> int:
         """How many steps come closest to the speed-up."""
@@ -214,19 +210,15 @@ class LearnedPolicy(Policy):
         return min(steps, max(1, int(allowed + 0.5)))
 
     @torch.no_grad()
-    def _weights(
-        self, generation: Generation, longest: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Weights of all runs, forecast coefficients, and places between steps where corrected."""
+    def _risks(self, generation: Generation, longest: int) -> Risks:
+        """What is predicted of every way to skip up to `longest` steps in a row."""
         amplitude, coefficients, gain = self._predict(generation, longest)
-        power = float(self.model.power)
         if generation.response is None:
-            return run_weights(amplitude, power), coefficients, None
+            return Risks(amplitude, coefficients)
         place, left = self._between(generation, longest)
         sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
         leak = self.model.leak(*torch.broadcast_tensors(sigmas[None], sigmas[:, None])).numpy()
-        weight = run_weights(amplitude, power, gain * np.sqrt(left), leak)
-        return weight, coefficients, place
+        return Risks(amplitude, coefficients, gain * np.sqrt(left), place, leak)
 
     def _predict(
         self, generation: Generation, longest: int
@@ -275,20 +267,3 @@ class LearnedPolicy(Policy):
     def _context(self, generation: Generation) -> torch.Tensor:
         prompt = torch.from_numpy(np.asarray(generation.prompt_embedding)).float()
         return self.model.context(prompt[None], torch.tensor([config_features(generation.config)]))
-
-
-def _coefficients(computed: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """Forecast coefficients (S,) of the skipped steps, by the last two computed ones.
-
-    Args:
-        computed: bool (S,); step 0 is computed.
-        coefficients: (S, S, S) by previous, latest, target.
-    """
-    betas = np.zeros(len(computed))
-    previous = latest = 0
-    for step in range(1, len(computed)):
-        if computed[step]:
-            previous, latest = latest, step
-        else:
-            betas[step] = coefficients[previous, latest, step]
-    return betas
