@@ -22,8 +22,8 @@ from foresight.config import GenerationConfig
 from foresight.devices import device_name
 from foresight.pipeline import call_arguments, load_pipeline
 from foresight.plan import Plan
-from foresight.profiling import measure_timing
 from foresight.policies.fixed import FixedPlan
+from foresight.profiling import measure_timing
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PROMPT = "a red circle moves left over a blue sky"

@@ -19,7 +19,7 @@ from policy_training.dataset import QueryBatches, TraceData
 from policy_training.generations import load_generations, make_buckets, split_by_prompt
 from policy_training.module import ReuseTraining
 from policy_training.promise import quality_promise
-from policy_training.rollouts import executed_errors, gather_rollouts, sources
+from policy_training.rollouts import Rollouts, executed_errors, gather_rollouts, sources
 from policy_training.train import train
 
 
@@ -185,6 +185,35 @@ def test_train_exports_a_policy_that_loads(traces, tmp_path):
     written = (output / "model.safetensors").stat().st_mtime_ns
     train(settings(traces, output, ablate=True))
     assert (output / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_damage_of_corrected_steps_follows_their_strength(traces, tmp_path):
+    """One step skipped and corrected: full strength leaves the leak, none leaves the error."""
+    config = settings(traces, tmp_path)
+    data = TraceData(*split_by_prompt(load_generations([traces]), 0.34, 0), config)
+    module = ReuseTraining.for_data(config, data)
+    group = data.train_rollouts[0]
+    first = Rollouts(*(value[:1] for value in group))
+    actions = torch.full((1, NUM_STEPS), COMPUTE)
+    actions[0, 4] = REUSE
+    ends = torch.arange(NUM_STEPS)[None].clone()
+    errors, left = torch.zeros(2, 1, NUM_STEPS)
+    errors[0, 4], left[0, 4] = 0.5, 0.1
+
+    def energy(end, strength):
+        ends[0, 4] = end
+        rollout = first._replace(
+            actions=actions, ends=ends, strengths=torch.full((1, NUM_STEPS), strength)
+        )
+        with torch.no_grad():
+            return module.log_damage(rollout, errors, left).exp().item()
+
+    with torch.no_grad():
+        leak = module.model.leak(first.sigmas[0, 4], first.sigmas[0, 5]).item()
+    whole = energy(4, 1.0)
+    for strength in (0.0, 0.3, 1.0):
+        expected = 0.1 + 0.4 * (1 - strength) ** 2 + 0.5 * leak * strength**2
+        assert energy(5, strength) / whole == pytest.approx(expected / 0.5, rel=1e-4)
 
 
 def test_the_promise_is_fitted_on_one_side_and_measured_on_the_other(traces, tmp_path):

@@ -16,7 +16,7 @@ from diffusers import (
 from foresight.output_plan import compile_output_plan
 from foresight.plan import COMPUTE, REUSE, Plan
 from foresight.rollout import best_coefficients, interpolations
-from foresight.solver import corrections, solver_response
+from foresight.solver import best_strength, corrections, solver_response
 
 STEPS = 12
 DIFFUSION = {"beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "v_prediction"}
@@ -188,3 +188,15 @@ def test_corrections_that_cannot_be_are_refused(step, correction, at_output):
     correct[step] = correction
     with pytest.raises(ValueError, match=f"step {step} cannot be corrected"):
         Plan.whole_stack(COMPUTED, np.zeros(STEPS), 2, at_output=at_output, corrections=correct)
+
+
+def test_the_best_strength_is_the_one_with_the_least_left():
+    rng = np.random.default_rng(0)
+    error = rng.exponential(size=50)
+    left, leak = error * rng.uniform(0, 1, 50), rng.exponential(size=50)
+    tried = np.linspace(0, 1, 2001)[:, None]
+    rest = left + (1 - tried) ** 2 * (error - left) + tried**2 * leak * error
+    assert best_strength(error, left, leak) == pytest.approx(
+        tried[rest.argmin(axis=0), 0], abs=1e-3
+    )
+    assert best_strength(np.zeros(1), np.zeros(1), np.ones(1)) == 0

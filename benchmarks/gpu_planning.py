@@ -1,0 +1,66 @@
+"""How long a learned policy plans before a generation, on one core."""
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_runs import Bench
+from foresight.policies.base import Generation, Policy
+from foresight.policies.learned import LearnedPolicy
+from foresight.policies.network import ReuseModel
+
+STEPS, BLOCKS, LEVELS, SPEEDUP, REPEATS = 50, 60, 50, 2.0, 5
+
+
+class _SeenError(Exception):
+    """Ends a generation whose first step was about to begin."""
+
+
+@dataclasses.dataclass
+class _Onlooker(Policy):
+    """Takes what a policy is told before the first step, and stops there."""
+
+    generation: Generation | None = None
+    name = "onlooker"
+
+    def begin(self, generation: Generation) -> Any:
+        self.generation = generation
+        raise _SeenError
+
+
+def measure_planning(bench: Bench) -> dict[str, Any]:
+    """Median seconds from what is known of a generation to its plan, after one to warm up.
+
+    The generation is one of this pipeline, of 50 steps, and counted as of 60 blocks; the network is
+    as large as a trained one, with random weights. The solver's response is part of the time.
+    """
+    onlooker = _Onlooker()
+    with contextlib.suppress(_SeenError):
+        bench.run(onlooker, steps=STEPS)
+    assert onlooker.generation is not None
+    kinds = {"block_names": tuple(map(str, range(BLOCKS))), "block_kinds": ("blocks",) * BLOCKS}
+    width = len(onlooker.generation.prompt_embedding)
+    network = ReuseModel(BLOCKS, width, LEVELS)
+    costs = {"block_seconds": [1.0] * BLOCKS, "overhead_seconds": 0.0, "skip_seconds": 0.0}
+    policy = LearnedPolicy(network, {}, costs).at(SPEEDUP)
+    threads, seconds, computed = torch.get_num_threads(), [], 0
+    torch.set_num_threads(1)
+    try:
+        for _ in range(1 + REPEATS):
+            generation = dataclasses.replace(onlooker.generation, **kinds)  # has no response yet
+            started = time.perf_counter()
+            plan = policy.begin(generation)
+            seconds.append(time.perf_counter() - started)
+            computed = round(plan.compute_fraction() * STEPS)
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "seconds": statistics.median(seconds[1:]),
+        "steps": STEPS,
+        "blocks": BLOCKS,
+        "planned_steps": computed,
+    }
