@@ -25,27 +25,46 @@ def shortest_path(weight: np.ndarray, num_computed: int) -> np.ndarray:
 def shortest_paths(weight: np.ndarray, most: int) -> Iterator[tuple[float, np.ndarray]]:
     """The least summed weight and its steps, for 1, 2, ... `most` computed steps.
 
-    Exact: dynamic programming over (number computed, previous, latest), O(K S^3) vectorised.
+    Exact: dynamic programming over (number computed, previous, latest), O(K S L^2) where no finite
+    weight skips L steps or more, vectorised.
     """
     steps = weight.shape[0]
-    cost = np.full((steps, steps), np.inf)
+    band = _banded(weight)  # [a, i, j]: i steps after the previous, j steps before the next
+    reach = band.shape[1]
+    cost = np.full((steps + reach, reach), np.inf)  # of the pair (a - i, a); rows to spill into
     cost[0, 0] = 0.0
+    places = np.arange(steps)[:, None] + np.arange(reach)
+    columns = np.broadcast_to(np.arange(reach), places.shape)
+    ends = np.full((steps, reach), np.inf)  # of the pair, if nothing is computed after it
+    latest, before = np.nonzero(np.arange(steps)[:, None] >= np.arange(reach))
+    ends[latest, before] = weight[latest - before, latest, steps]
     parents: list[np.ndarray] = []
     for count in range(1, most + 1):
         if count > 1:
-            # candidates[p, a, n]: arrive at n from the pair (p, a); the new pair is (a, n).
-            candidates = cost[:, :, None] + weight[:, :, :steps]
-            parents.append(candidates.argmin(axis=0))
-            cost = np.take_along_axis(candidates, parents[-1][None], axis=0)[0]
-        final = cost + weight[:, :, steps]
-        previous, latest = np.unravel_index(final.argmin(), final.shape)
+            candidates = cost[:steps, :, None] + band
+            parents.append(candidates.argmin(axis=1))
+            cost = np.full_like(cost, np.inf)
+            cost[places, columns] = candidates.min(axis=1)
+        final = cost[:steps] + ends
+        latest, gap = np.unravel_index(final.argmin(), final.shape)
         computed = np.zeros(steps, bool)
         computed[0] = True
-        least = float(final[previous, latest])
-        for before in reversed(parents):
+        least = float(final[latest, gap])
+        for chosen in reversed(parents):
             computed[latest] = True
-            previous, latest = before[previous, latest], previous
+            latest, gap = latest - gap, chosen[latest - gap, gap]
         yield least, computed
+
+
+def _banded(weight: np.ndarray) -> np.ndarray:
+    """Weights (S, L, L) by latest step, steps since the previous, steps to the next."""
+    steps = weight.shape[0]
+    previous, latest, following = np.nonzero(np.isfinite(weight[:, :, :steps]))
+    reach = 1 + max((following - latest).max(initial=0), (latest - previous).max(initial=0))
+    band = np.full((steps, reach, reach), np.inf)
+    found = weight[previous, latest, following]
+    band[latest, latest - previous, following - latest] = found
+    return band
 
 
 def run_weights(
@@ -75,21 +94,27 @@ def run_weights(
     weight = np.full((steps, steps, steps + 1), np.inf)
     order = np.arange(steps)
     for latest in range(steps):
-        sums = np.zeros((steps, steps - latest))
-        sums[:, 1:] = np.cumsum(amplitude[:, latest, latest + 1 :], axis=1)
+        # Few steps may come before, between and after: all else is infinite.
+        run = slice(latest + 1, latest + 1 + _longest(amplitude[:, latest, latest + 1 :]))
+        reach = slice(latest + 1, min(run.stop + 1, steps + 1))
+        before = np.arange(latest) if latest else np.zeros(1, int)
+        before = before[np.isfinite(amplitude[before, latest, latest + 1 : latest + 2]).all(axis=1)]
+        off = amplitude[before, latest, run]  # (p, s)
+        sums = np.zeros((len(before), reach.stop - reach.start))
+        sums[:, 1:] = np.cumsum(off, axis=1)[:, : sums.shape[1] - 1]
         if between is not None:
-            for n in range(latest + 2, steps):
-                run = slice(latest + 1, n)
-                if not np.isfinite(between[latest, n, run]).all():
-                    sums[:, n - latest - 1] = np.inf
-                    continue
-                rest = corrected(amplitude[:, latest, run], between[latest, n, run], leak[n, run])
-                sums[:, n - latest - 1] = np.sqrt(rest).sum(axis=1)
-        weight[:, latest, latest + 1 :] = sums ** (2 * power)
-        weight[order > latest, latest] = np.inf
-        if latest > 0:
-            weight[latest, latest] = np.inf
+            ends = np.arange(latest + 2, min(reach.stop, steps))
+            inside = order[run] < ends[:, None]  # (n, s)
+            left = np.where(inside, between[latest, ends, run], 0)
+            rest = corrected(np.where(inside, off[:, None], 0), left, leak[ends, run])  # (p, n, s)
+            sums[:, ends - latest - 1] = np.sqrt(rest).sum(axis=2)
+        weight[before, latest, reach] = sums ** (2 * power)
     return weight
+
+
+def _longest(amplitude: np.ndarray) -> int:
+    """How many steps at most can be skipped after one: of finite amplitudes (p, s)."""
+    return int(np.isfinite(amplitude).any(axis=0).sum())
 
 
 def corrected(amplitude: np.ndarray, between: np.ndarray, leak: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+_KNOWN: dict[str, np.ndarray | None] = {}  # one for each solver and step count that was asked of
+
 
 def solver_response(scheduler: Any) -> np.ndarray | None:
     """Response of the latents to a unit change of the prediction, from the solver alone.
@@ -21,7 +23,15 @@ def solver_response(scheduler: Any) -> np.ndarray | None:
         (S, S) float64; `[j, s]` is what a unit at step j adds to the latents after step s, 0 for
         j > s. None if the solver draws noise, or pays a prediction no heed.
     """
-    probe = copy.deepcopy(scheduler)
+    levels = [getattr(scheduler, name, None) for name in ("timesteps", "sigmas")]
+    known = [None if level is None else torch.as_tensor(level).tolist() for level in levels]
+    key = repr((type(scheduler).__name__, dict(scheduler.config), known))
+    if key not in _KNOWN:
+        _KNOWN[key] = _probe(copy.deepcopy(scheduler))
+    return _KNOWN[key]
+
+
+def _probe(probe: Any) -> np.ndarray | None:
     probe.timesteps = probe.timesteps.cpu()
     probe.is_scale_input_called = True  # some warn if the input was not scaled first
     steps = len(probe.timesteps)
