@@ -47,8 +47,8 @@ RECIPES = {
         work=Path("runs/reference"),
         vae_steps=3000,
         vae_clip_steps=0,
-        steps=4000,
-        image_steps=2400,
+        steps=9700,
+        image_steps=3800,
     ),
     "tiny-wan": Recipe(
         about="A small text-to-video model of the Wan family: 12 blocks of full 3D attention,\n"
@@ -60,7 +60,7 @@ RECIPES = {
         work=Path("runs/tiny-wan"),
         vae_steps=1600,
         vae_clip_steps=600,
-        steps=3000,
-        image_steps=600,
+        steps=5200,
+        image_steps=1800,
     ),
 }
