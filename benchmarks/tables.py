@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from foresight.curves import SPEEDUPS, VIDEO_KEYS, at_equal_speed, learned_method
+from foresight.curves import VIDEO_KEYS, at_equal_speed, learned_method
 
 OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 SHAPE = ["height", "width", "num_frames", "num_inference_steps", "guidance_scale"]
@@ -48,46 +48,54 @@ def main() -> None:
 
 
 def sections(results: pd.DataFrame, setup: dict) -> Iterator[str]:
-    """The page's part on one model, piece by piece."""
+    """The page's part on one model, piece by piece.
+
+    Every configuration stands alone: over several, the mean of a setting would mix speeds.
+    """
     learned = learned_method(results)
     assert learned is not None, "a comparison without a learned policy has no headline"
-    videos = len(results[VIDEO_KEYS].drop_duplicates())
-    shapes = len(results[SHAPE].drop_duplicates())
-    yield (
-        f"{videos} videos in {shapes} configuration(s), {results['device'].iloc[0]}, "
-        f"{setup['dtype'].removeprefix('torch.')}.\n"
-    )
-    for metric, (label, decimals) in METRICS.items():
-        if results[metric].notna().any():
-            yield f"{label}, at equal measured denoising speed-up:\n"
-            yield table(quality(results, metric, decimals))
-    yield "What the learned policy gains in PSNR (dB), with its interval:\n"
-    yield table(gains(results))
-    yield "The worst video's PSNR (dB):\n"
-    yield table(worst(results))
-    if shapes > 1:
-        yield "Gain over Foresight / over the best of all others, by configuration (dB):\n"
-        yield table(by_configuration(results))
+    yield f"{results['device'].iloc[0]}, {setup['dtype'].removeprefix('torch.')}.\n"
+    yield "PSNR (dB) at equal measured denoising speed-up, mean of the configurations below:\n"
+    yield table(overview(results))
+    for shape, some in results.groupby(SHAPE):
+        videos = some[VIDEO_KEYS].drop_duplicates()
+        height, width, frames, steps, guidance = shape
+        yield f"### {height}x{width}, {frames} frames, {steps} steps, guidance {guidance:g}\n"
+        yield f"{len(videos)} videos. At equal measured denoising speed-up:\n"
+        for metric, (label, decimals) in METRICS.items():
+            if some[metric].notna().any():
+                yield table(quality(some, metric, label, decimals))
+        yield "What the learned policy gains in PSNR (dB), with its interval:\n"
+        yield table(gains(some))
+        yield "The worst video's PSNR (dB):\n"
+        yield table(worst(some))
     asked = results[results["method"] == learned]
-    yield "The speed-up dial:\n"
+    yield "### The dials, over all configurations\n"
     yield table(speed_dial(asked))
     promised = asked[asked["requested_quality"].notna()]
     if len(promised):
-        yield "The quality dial, asked for nine videos of ten:\n"
+        yield "Quality, asked for nine videos of ten:\n"
         yield table(quality_dial(promised))
     for name, reason in setup.get("not_applicable", {}).items():
-        yield f"* `{name}` was left out: {reason}"
+        yield f"* `{name}` was left out: {reason}."
     yield ""
 
 
-def quality(results: pd.DataFrame, metric: str, decimals: int) -> pd.DataFrame:
+def overview(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean over configurations; only of methods that reach a speed-up in every one of them."""
+    each = pd.concat(at_equal_speed(some, num_resamples=1) for _, some in results.groupby(SHAPE))
+    return _by_speedup(each, "mean")
+
+
+def quality(results: pd.DataFrame, metric: str, label: str, decimals: int) -> pd.DataFrame:
     """Methods by speed-up, the best at 2x first."""
     values = at_equal_speed(results, metric=metric).pivot(
         index="method", columns="speedup", values="value"
     )
     values = values.sort_values(2.0, ascending=False)
     cells = values.map(lambda value: _number(value, decimals))
-    return cells.rename(columns=lambda speedup: f"{speedup:g}x").reset_index()
+    cells = cells.rename(columns=lambda speedup: f"{speedup:g}x")
+    return cells.rename_axis(label).reset_index()
 
 
 def gains(results: pd.DataFrame) -> pd.DataFrame:
@@ -107,31 +115,17 @@ def worst(results: pd.DataFrame) -> pd.DataFrame:
     each = pd.concat(
         at_equal_speed(rows, num_resamples=1) for _, rows in results.groupby(VIDEO_KEYS)
     )
-    low = each.groupby(["method", "speedup"])["value"].agg(lambda v: v.min(skipna=False))
-    cells = low.unstack("speedup").sort_values(2.0, ascending=False)
+    return _by_speedup(each, "min")
+
+
+def _by_speedup(each: pd.DataFrame, how: str) -> pd.DataFrame:
+    """Values of several comparisons as one table, `how` is "mean" or "min"; - where one lacks."""
+    values = each.groupby(["method", "speedup"])["value"].agg(
+        lambda column: getattr(column, how)(skipna=False)
+    )
+    cells = values.unstack("speedup").sort_values(2.0, ascending=False)
     cells = cells.map(lambda value: _number(value, 1))
     return cells.rename(columns=lambda speedup: f"{speedup:g}x").reset_index()
-
-
-def by_configuration(results: pd.DataFrame) -> pd.DataFrame:
-    """Gain over `foresight` and over the best other method, one row per configuration."""
-    rows = []
-    for shape, some in results.groupby(SHAPE):
-        height, width, frames, steps, guidance = shape
-        row = {
-            "size": f"{height}x{width}x{frames}",
-            "steps": f"{steps}",
-            "guidance": f"{guidance:g}",
-            "videos": str(len(some[VIDEO_KEYS].drop_duplicates())),
-        }
-        gain = at_equal_speed(some, num_resamples=1).pivot(
-            index="method", columns="speedup", values="gain"
-        )
-        for speedup in SPEEDUPS:
-            over = gain[speedup].get("foresight", np.nan)
-            row[f"{speedup:g}x"] = f"{_number(over, 1)} / {_number(gain[speedup].min(), 1)}"
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def speed_dial(asked: pd.DataFrame) -> pd.DataFrame:
