@@ -76,6 +76,11 @@ class HandWrittenLatte:
         if not self.plan.at_output or action == COMPUTE:
             self.outputs.append(self.whole(hidden_states, timestep, encoder_hidden_states))
             output = self.outputs[-1]
+            kappa, lam = self.plan.corrections[self.step].tolist()
+            if kappa:
+                output = output + kappa * (self.outputs[-1] - self.outputs[-2])
+            if lam:
+                output = output - lam * (self.outputs[-2] - self.outputs[-3])
         elif action == REUSE:
             output = self.outputs[-1]
         else:

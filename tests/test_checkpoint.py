@@ -24,7 +24,7 @@ def name(request) -> str:
 @pytest.fixture(scope="module")
 def embedded(name) -> Any:
     logging.disable_progress_bar()
-    pipe = DiffusionPipeline.from_pretrained(CHECKPOINTS / name, low_cpu_mem_usage=False)
+    pipe = DiffusionPipeline.from_pretrained(CHECKPOINTS / name)
     logging.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -55,7 +55,7 @@ def test_backgrounds_follow_the_prompt(name, embedded):
             f"a white circle stays still over {background}",
             height=64,
             width=64,
-            num_inference_steps=10,
+            num_inference_steps=20,
             guidance_scale=4.0,
             generator=torch.Generator().manual_seed(3),
             output_type="np",

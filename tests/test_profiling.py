@@ -170,7 +170,12 @@ def test_roll_outs_hold_the_error_of_their_plan(profiled, pipe):
     truth = sample(pipe, steps=5)
     for row in rows:
         assert row["at_output"]
-        plan = Plan(row["plan"].astype(np.uint8), row["coefficients"].astype(np.float32), True)
+        plan = Plan(
+            row["plan"].astype(np.uint8),
+            row["coefficients"].astype(np.float32),
+            True,
+            row["corrections"].astype(np.float32),
+        )
         by_hand = sample_by_hand(pipe, plan)
         expected = float((by_hand - truth).square().mean() / truth.square().mean())
         assert row["final_error"] == pytest.approx(expected, rel=1e-2, abs=1e-9)
