@@ -24,9 +24,7 @@ CONFIGS_wan := data/configs/wan-train.json
 PROFILE_demo := --limit 12 --rollouts 4
 PROFILE_latte := --limit 16 --rollouts 4
 PROFILE_wan := --limit 16 --rollouts 4
-ROUND_demo := --limit 6 --rollouts 4 --seed 500
-ROUND_latte := --limit 6 --rollouts 4 --seed 500
-ROUND_wan := --limit 6 --rollouts 4 --seed 500
+ROUND := --limit 6 --rollouts 4 --seed 500
 COMPARE_demo := --configs data/configs/demo.json --limit 4
 COMPARE_latte := --configs data/configs/test.json --limit 12 --qualities 30 35 40 45
 COMPARE_wan := --configs data/configs/wan-test.json --limit 8 --qualities 30 35 40 45 \
@@ -71,7 +69,7 @@ $(CHAINS:%=profile-%): profile-%: $(INSTALLED)
 
 $(CHAINS:%=round-%): round-%: runs/%/first/config.json
 	$(BIN)/foresight profile --model $(MODEL_$*) --prompts data/prompts/train.txt \
-		--configs $(CONFIGS_$*) $(ROUND_$*) --policy runs/$*/first --output runs/$*/on-policy
+		--configs $(CONFIGS_$*) $(ROUND) --policy runs/$*/first --output runs/$*/on-policy
 
 $(CHAINS:%=runs/%/first/config.json): runs/%/first/config.json: | profile-%
 	$(BIN)/train-policy runs/$*/traces --ablate false --output runs/$*/first

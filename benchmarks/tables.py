@@ -8,16 +8,25 @@ tables say where the learned policy loses: a gain below zero, or an interval tha
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from foresight.curves import VIDEO_KEYS, at_equal_speed, learned_method
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "results.md"
-SHAPE = ["height", "width", "num_frames", "num_inference_steps", "guidance_scale"]
+from benchmarks import markdown  # noqa: E402 - found from the root of the checkout
+from foresight.curves import (  # noqa: E402
+    CONFIGURATION_KEYS,
+    VIDEO_KEYS,
+    at_equal_speed,
+    learned_method,
+)
+
+OUTPUT = ROOT / "docs" / "results.md"
 METRICS = {"psnr": ("PSNR, dB", 1), "ssim": ("SSIM", 3), "vmaf": ("VMAF", 1)}
 INTRODUCTION = """\
 # Results
@@ -25,7 +34,8 @@ INTRODUCTION = """\
 Written by `make results`, from the files beside it. Every method ran through the same runtime on
 the same prompts, seeds and machine; quality is measured against the uncached video, speed is that
 of the denoising loop, with the uncached one measured in between. A method stands for the best of
-its sweep at a speed. Prompts, seeds and configurations were not trained on. Intervals are 95 %
+its sweep at a speed; of several configurations the mean of what it reaches in each. Prompts, seeds
+and configurations were not trained on. Intervals are 95 %
 bootstraps over videos, the same videos drawn for both methods of a difference.
 """
 
@@ -48,16 +58,15 @@ def main() -> None:
 
 
 def sections(results: pd.DataFrame, setup: dict) -> Iterator[str]:
-    """The page's part on one model, piece by piece.
-
-    Every configuration stands alone: over several, the mean of a setting would mix speeds.
-    """
+    """The page's part on one model, piece by piece."""
     learned = learned_method(results)
     assert learned is not None, "a comparison without a learned policy has no headline"
     yield f"{results['device'].iloc[0]}, {setup['dtype'].removeprefix('torch.')}.\n"
     yield "PSNR (dB) at equal measured denoising speed-up, mean of the configurations below:\n"
-    yield table(overview(results))
-    for shape, some in results.groupby(SHAPE):
+    yield table(quality(results, "psnr", *METRICS["psnr"]))
+    yield "What the learned policy gains in PSNR (dB), with its interval:\n"
+    yield table(gains(results))
+    for shape, some in results.groupby(CONFIGURATION_KEYS):
         videos = some[VIDEO_KEYS].drop_duplicates()
         height, width, frames, steps, guidance = shape
         yield f"### {height}x{width}, {frames} frames, {steps} steps, guidance {guidance:g}\n"
@@ -79,12 +88,6 @@ def sections(results: pd.DataFrame, setup: dict) -> Iterator[str]:
     for name, reason in setup.get("not_applicable", {}).items():
         yield f"* `{name}` was left out: {reason}."
     yield ""
-
-
-def overview(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean over configurations; only of methods that reach a speed-up in every one of them."""
-    each = pd.concat(at_equal_speed(some, num_resamples=1) for _, some in results.groupby(SHAPE))
-    return _by_speedup(each, "mean")
 
 
 def quality(results: pd.DataFrame, metric: str, label: str, decimals: int) -> pd.DataFrame:
@@ -115,15 +118,8 @@ def worst(results: pd.DataFrame) -> pd.DataFrame:
     each = pd.concat(
         at_equal_speed(rows, num_resamples=1) for _, rows in results.groupby(VIDEO_KEYS)
     )
-    return _by_speedup(each, "min")
-
-
-def _by_speedup(each: pd.DataFrame, how: str) -> pd.DataFrame:
-    """Values of several comparisons as one table, `how` is "mean" or "min"; - where one lacks."""
-    values = each.groupby(["method", "speedup"])["value"].agg(
-        lambda column: getattr(column, how)(skipna=False)
-    )
-    cells = values.unstack("speedup").sort_values(2.0, ascending=False)
+    low = each.groupby(["method", "speedup"])["value"].agg(lambda v: v.min(skipna=False))
+    cells = low.unstack("speedup").sort_values(2.0, ascending=False)
     cells = cells.map(lambda value: _number(value, 1))
     return cells.rename(columns=lambda speedup: f"{speedup:g}x").reset_index()
 
@@ -161,9 +157,8 @@ def quality_dial(promised: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame) -> str:
-    """A Markdown table."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    """A Markdown table, and an empty line."""
+    return "\n".join([*markdown.table(list(frame.columns), frame.to_numpy().tolist()), ""])
 
 
 def _number(value: float, decimals: int) -> str:

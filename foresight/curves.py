@@ -2,7 +2,8 @@
 
 Every method is swept over its knob; a curve joins the means of its settings over all videos. At
 a given speed-up a method stands for the best it can do at that speed or a higher one, linearly
-interpolated between its non-dominated settings and never extrapolated.
+interpolated between its non-dominated settings and never extrapolated. One setting reaches other
+speeds in other configurations, so that several are read one by one and then averaged.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ VIDEO_KEYS = [
     "num_inference_steps",
     "guidance_scale",
 ]
+CONFIGURATION_KEYS = VIDEO_KEYS[2:]
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
 
 
@@ -26,7 +28,7 @@ def speed_quality_curve(results: pd.DataFrame, method: str, metric: str) -> pd.D
     """Mean speed-up and mean quality of every setting of one method.
 
     Args:
-        results: Rows of a comparison.
+        results: Rows of a comparison, in one configuration.
         method: Which method.
         metric: The column to average, higher is better (`psnr`, `ssim`, `vmaf`).
 
@@ -106,15 +108,22 @@ def at_equal_speed(
     Returns:
         One row per (method, speedup): `value` with its bootstrap interval `low`..`high`, and
         `gain`, the learned method's value minus this one's, with the paired interval
-        `gain_low`..`gain_high` (the same videos drawn for both). NaN outside a method's sweep.
+        `gain_low`..`gain_high` (the same videos drawn for both). NaN outside a method's sweep. Of
+        several configurations the mean; videos are drawn within each.
     """
     learned = learned or learned_method(results)
     methods = list(dict.fromkeys(results["method"]))
     videos = results[VIDEO_KEYS].drop_duplicates()
-    draws = np.random.default_rng(seed).integers(len(videos), size=(num_resamples, len(videos)))
-    weights = np.stack([np.bincount(draw, minlength=len(videos)) for draw in draws])  # (B, V)
-    weights = np.vstack([np.ones(len(videos), dtype=int), weights])  # row 0: the videos as they are
-    reached = {m: _reached(results, m, metric, videos, weights, speedups) for m in methods}
+    generator = np.random.default_rng(seed)
+    reached = {method: np.zeros((1 + num_resamples, len(speedups))) for method in methods}
+    groups = [group for _, group in videos.groupby(CONFIGURATION_KEYS, sort=False)]
+    for group in groups:
+        draws = generator.integers(len(group), size=(num_resamples, len(group)))
+        counts = [np.bincount(draw, minlength=len(group)) for draw in draws]
+        weights = np.array([np.ones(len(group), int), *counts])  # row 0: the videos as they are
+        for method in methods:
+            found = _reached(results, method, metric, group, weights, speedups)
+            reached[method] += found / len(groups)
     rows = []
     for method in methods:
         for column, speedup in enumerate(speedups):

@@ -19,6 +19,7 @@ from foresight.devices import device_name, peak_memory, reset_peak_memory
 from foresight.fingerprint import fingerprint
 from foresight.pipeline import Generated, generate
 from foresight.policies.base import Policy
+from foresight.policies.learned import LearnedPolicy
 from foresight.showcase import Kept, keep_best, write_showcase
 from foresight.variants import SPEEDUPS, Variant, expand, left_out, method_of
 
@@ -89,7 +90,7 @@ def compare(
     not_applicable = _not_applicable(pipe, policies, videos[0], output)
     policies = [spec for spec in policies if method_of(spec) not in not_applicable]
     variants = expand(pipe, policies, speedups, qualities)
-    _claim(output, _setup(pipe, policies, variants, repeats, not_applicable))
+    _claim(output, _setup(pipe, variants, repeats, not_applicable))
     alike = [video for video in videos if video.config == videos[0].config]
     shown = {video.key for video in _spread(alike, num_showcases)}
     todo = [v for v in videos if not _part(output, v).is_file()]
@@ -233,13 +234,11 @@ def _spread(items: list[Video], count: int) -> list[Video]:
 
 def _setup(
     pipe: Any,
-    policies: Sequence[str],
     variants: list[Variant],
     repeats: int,
     not_applicable: dict[str, str],
 ) -> dict[str, Any]:
     """What must be the same for rows of two runs to be comparable."""
-    weights = [Path(spec) / "model.safetensors" for spec in policies]
     return {
         "model": fingerprint(pipe),
         "device": device_name(pipe),
@@ -247,8 +246,7 @@ def _setup(
         "repeats": repeats,
         "settings": [f"{v.method}[{v.setting}]" for v in variants],
         "policy_weights": {
-            path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-            for path in filter(Path.is_file, weights)
+            v.method: v.policy.digest() for v in variants if isinstance(v.policy, LearnedPolicy)
         },
         **({"not_applicable": not_applicable} if not_applicable else {}),
     }

@@ -12,7 +12,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from foresight.curves import learned_method, speed_quality_curve
+from foresight.curves import (
+    CONFIGURATION_KEYS,
+    SPEEDUPS,
+    at_equal_speed,
+    learned_method,
+    speed_quality_curve,
+)
 from foresight.plan import ACTION_NAMES
 
 if TYPE_CHECKING:
@@ -39,6 +45,8 @@ OTHER_COLOURS = (
     ("#aa4466", "d"),
 )
 ACTION_COLOURS = ("#0b4f7d", "#dbe4ea", "#f0a13a")  # compute, reuse, forecast
+# Speed-ups at which means over configurations are drawn.
+GRID = [round(1 + 0.05 * n, 2) for n in range(61)]
 GLYPHS = dict(zip("os^DXvP<>phd", "●■▲◆✖▼✚◀▶⬟⬢⬧", strict=True))
 
 
@@ -59,6 +67,9 @@ def method_styles(results: pd.DataFrame) -> dict[str, tuple[str, str]]:
 def speed_quality_figure(results: pd.DataFrame, metric: str, *, legend: bool = False) -> Figure:
     """One line per method: its envelope, and every setting as a faint marker.
 
+    Over several configurations the line is the mean of what is reached in each, with markers where
+    the tables read it.
+
     Args:
         results: Rows of a comparison.
         metric: `psnr`, `ssim` or `vmaf`.
@@ -67,17 +78,26 @@ def speed_quality_figure(results: pd.DataFrame, metric: str, *, legend: bool = F
     figure = Figure(figsize=(6, 4) if legend else (3.7, 3.3), layout="constrained")
     axes = figure.subplots()
     learned = learned_method(results)
+    single = len(results[CONFIGURATION_KEYS].drop_duplicates()) == 1
+    means = at_equal_speed(results, GRID, metric=metric, num_resamples=0)
+    top = -np.inf
     for method, (colour, marker) in reversed(method_styles(results).items()):
-        curve = speed_quality_curve(results, method, metric)
-        best = curve[curve["on_envelope"]]
-        size = 6.5 if method == learned else 5
+        size, width = (6.5, 2.6) if method == learned else (5, 1.5)
         style = {"color": colour, "marker": marker, "markeredgewidth": 0}
-        axes.plot(curve["speedup"], curve[metric], ls="", ms=size - 1, alpha=0.35, **style)
-        width = 2.6 if method == learned else 1.5
-        axes.plot(best["speedup"], best[metric], lw=width, ms=size, label=method, **style)
+        line = {"lw": width, "ms": size, "label": method, **style}
+        if single:
+            curve = speed_quality_curve(results, method, metric)
+            axes.plot(curve["speedup"], curve[metric], ls="", ms=size - 1, alpha=0.35, **style)
+            best = curve[curve["on_envelope"]]
+            axes.plot(best["speedup"], best[metric], **line)
+        else:
+            curve = means[means["method"] == method].rename(columns={"value": metric})
+            marks = np.flatnonzero(curve["speedup"].isin(SPEEDUPS)).tolist()
+            axes.plot(curve["speedup"], curve[metric], markevery=marks, **line)
+        if method == learned:
+            top = curve[metric].max() + 5
     if metric == "psnr" and learned is not None:
         # Settings that reuse next to nothing reach 100 dB and would flatten all of interest.
-        top = speed_quality_curve(results, learned, metric)[metric].max() + 5
         axes.set_ylim(top=min(top, axes.get_ylim()[1]))
     axes.set_title(METRIC_LABELS[metric], loc="left", fontsize=12, fontweight="bold", color=INK)
     axes.set_xlabel("measured speed-up of denoising", color=INK)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from foresight.config import UserError
-from foresight.solver import best_strength
+from foresight.solver import best_strength, remaining
 
 
 def shortest_path(weight: np.ndarray, num_computed: int) -> np.ndarray:
@@ -126,7 +126,7 @@ def corrected(amplitude: np.ndarray, between: np.ndarray, leak: np.ndarray) -> n
     left = np.minimum(between**2, error)
     with np.errstate(invalid="ignore"):
         strength = best_strength(error, left, leak)
-        rest = left + (1 - strength) ** 2 * (error - left) + strength**2 * leak * error
+        rest = remaining(error, left, leak, strength)
     return np.where(np.isfinite(error), rest, np.inf)
 
 

@@ -26,7 +26,7 @@ POLICY_SPEEDUPS = (1.2, 3.8)  # rolled out in an on-policy round
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of a plain run: per block call (N,), per step outside the blocks, and per part.
+    """Seconds of a plain run: per block and step (N,), per step outside the blocks, and per part.
 
     `skip_seconds` is what a step takes in which the model is not run at all.
     """
@@ -55,19 +55,19 @@ def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
         if outputs[0].is_cuda:
             torch.cuda.synchronize(outputs[0].device)
         now = time.perf_counter()
-        if block > 0 or branch > 0:
+        if block > 0:
             times[block].append(now - mark)
         mark = time.perf_counter()
 
     generate(pipe, prompt, config, seed=0, tap=tick)
     # The first block starts in the dark; blocks of one kind cost the same.
-    medians = np.asarray([np.median(block or times[-2 if count > 2 else -1]) for block in times])
-    calls = plain.report.actions.shape[0]
-    total = plain.denoise_seconds / calls
-    scale = min(1.0, 0.98 * total / medians.sum())
-    seconds = medians * scale
+    times[0] = times[-2 if count > 2 else -1]
+    steps = plain.report.actions.shape[0]
+    seconds = np.asarray([np.median(block) * len(block) / steps for block in times])
+    total = plain.denoise_seconds / steps
+    seconds *= min(1.0, 0.98 * total / seconds.sum())
     idle = generate(pipe, prompt, config, seed=0, policy=OneStepPolicy())
-    skipped = max(0.0, (idle.denoise_seconds - total) / max(1, calls - 1))
+    skipped = max(0.0, (idle.denoise_seconds - total) / max(1, steps - 1))
     return Timing(
         block_seconds=seconds,
         overhead_seconds=total - seconds.sum(),

@@ -14,7 +14,13 @@ import pandas as pd
 
 from foresight import figures
 from foresight.config import GenerationConfig, UserError
-from foresight.curves import SPEEDUPS, VIDEO_KEYS, at_equal_speed, learned_method
+from foresight.curves import (
+    CONFIGURATION_KEYS,
+    SPEEDUPS,
+    VIDEO_KEYS,
+    at_equal_speed,
+    learned_method,
+)
 from foresight.showcase import (
     HEADLINE_SPEEDUP,
     HEURISTIC,
@@ -144,6 +150,7 @@ def render(
         learned=learned,
         left_out=[(label(m, learned), reason) for m, reason in not_applicable.items()],
         interval_videos=len(results[VIDEO_KEYS].drop_duplicates()) > 1,
+        several_configurations=len(results[CONFIGURATION_KEYS].drop_duplicates()) > 1,
     )
 
 

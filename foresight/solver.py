@@ -50,14 +50,18 @@ def _probe(probe: Any) -> np.ndarray | None:
     return response if response.any(axis=1).all() else None
 
 
-def best_strength(error: Any, left: Any, leak: Any) -> Any:
-    """How much of an expected miss to make good, from 0 to 1, elementwise (arrays or tensors).
+def remaining(error: Any, left: Any, leak: Any, strength: Any) -> Any:
+    """Energy of an error that a correction of some strength leaves, elementwise.
 
-    Of an error of energy `error`, interpolation knows all but `left`. A correction of strength t
-    leaves `left + (1 - t)^2 (error - left) + t^2 leak error`: the model has already reacted to the
-    latents that were off, and undoing too much of the error is one itself. This is the t with the
-    least (a Wiener filter).
+    Interpolation knows all but `left` of the error, and a full correction does `leak` of it wrong:
+    the model has already reacted to the latents that were off, and undoing too much is an error
+    itself.
     """
+    return left + (1 - strength) ** 2 * (error - left) + strength**2 * leak * error
+
+
+def best_strength(error: Any, left: Any, leak: Any) -> Any:
+    """The strength, from 0 to 1, with the least `remaining` (a Wiener filter)."""
     known = error - left
     return known / (known + leak * error + 1e-20)
 

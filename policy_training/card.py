@@ -34,7 +34,7 @@ import foresight
 
 policy = foresight.load_policy("{{ name }}")  # this folder
 with foresight.reuse(pipe, policy, speedup=2.0) as session:
-    video = pipe("{{ prompt }}", height={{ height }}, width={{ width }}).frames[0]
+    video = pipe("{{ prompt }}").frames[0]  # at {{ config }}
 print(session.report())
 ```
 
@@ -154,8 +154,7 @@ def model_card(
         model=list(shown.items()),
         configs=sorted(Counter(str(configuration(g.trace)) for g in generations).items()),
         prompt=generations[0].trace["prompt"],
-        height=configuration(generations[0].trace).height,
-        width=configuration(generations[0].trace).width,
+        config=str(configuration(generations[0].trace)),
         num_train=len(train),
         num_held_out=len(held_out),
         num_rollouts=sum(len(g.rollouts) for g in generations),

@@ -12,6 +12,7 @@ from torch.nn.functional import huber_loss
 
 from foresight.plan import COMPUTE, FORECAST
 from foresight.policies.network import ReuseModel
+from foresight.solver import remaining
 from policy_training import figures
 from policy_training.baselines import Predictions, score
 from policy_training.calibration import SafeProbability
@@ -88,8 +89,8 @@ class ReuseTraining(lightning.LightningModule):
         gain = self.model.log_gain(rollouts.sigmas, context)
         corrected = rollouts.ends > rollouts.steps[..., 0]
         leak = self.model.leak(rollouts.sigmas, rollouts.sigmas.gather(1, rollouts.ends))
-        missed = (1 - rollouts.strengths) ** 2 * (errors - left).clamp(min=0)
-        total = left + missed + rollouts.strengths**2 * leak * errors
+        known = torch.minimum(left, errors)
+        total = remaining(errors, known, leak, rollouts.strengths)
         total = torch.where(corrected, total, errors)
         return self.model.log_damage(total, rollouts.actions != COMPUTE, gain)
 

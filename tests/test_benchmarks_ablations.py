@@ -16,10 +16,10 @@ from benchmarks.ablation_forecasts import best_constants, line, stack_model
 from benchmarks.ablation_foresight import Following, ForesightRun
 from benchmarks.ablation_policies import (
     ExactCount,
+    FixedPower,
     GivenSteps,
     NoGains,
     OneStepLabel,
-    Rechosen,
     WorstRun,
     even_cadence,
     warmed_up_cadence,
@@ -121,7 +121,8 @@ def test_every_variant_computes_exactly_the_steps_asked_for(name, policy, traces
 def test_choosing_as_the_policy_does_gives_its_own_plan(policy, told):
     for speedup in SPEEDUPS:
         own = ExactCount.of(policy).at(speedup).begin(told)
-        again = Rechosen.of(policy).at(speedup).begin(told)
+        power = policy.model.power.item()
+        again = FixedPower.at_power(policy, power).at(speedup).begin(told)
         steps = GivenSteps.chosen_by(policy, lambda *_, own=own: computed_by(own))
         for plan in (again, steps.at(speedup).begin(told)):
             assert (plan.actions == own.actions).all()

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from families.wan import WAN_21
 from latte_by_hand import (
     NUM_BLOCKS,
     PROFILED_CONFIG,
@@ -21,7 +23,7 @@ from latte_by_hand import (
 
 import foresight
 from foresight import profiling
-from foresight.config import UserError
+from foresight.config import GenerationConfig, UserError
 from foresight.fingerprint import fingerprint
 from foresight.models.architecture import TEXT_WIDTH
 from foresight.pipeline import generate, load_pipeline
@@ -137,6 +139,22 @@ def test_timing_adds_up_to_the_time_of_a_step(pipe):
     assert timing.overhead_seconds > 0
     step = timing.block_seconds.sum() + timing.overhead_seconds
     assert step == pytest.approx(timing.denoise_seconds / PROFILED_CONFIG.num_inference_steps)
+
+
+def test_block_times_are_those_of_all_branches(monkeypatch):
+    """Wan runs its CFG branches apart: a block that sleeps does so twice a step."""
+    pipe, nap = WAN_21.build(), 0.03
+    pipe.set_progress_bar_config(disable=True)
+    for block in pipe.transformer.blocks:
+
+        def slow(*args, forward=block.forward, **kwargs):
+            time.sleep(nap)
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(block, "forward", slow)
+    timing = measure_timing(pipe, "a red circle", GenerationConfig(32, 32, 5, 6, 4.0))
+    assert (timing.block_seconds > 2 * nap).all()
+    assert timing.overhead_seconds < nap
 
 
 def test_a_trace_holds_what_the_contract_says(profiled, pipe):

@@ -114,6 +114,24 @@ def test_at_equal_speed_by_hand(results: pd.DataFrame) -> None:
     assert (row["gain_low"], row["gain_high"]) == pytest.approx((11, 11))
 
 
+def test_configurations_are_read_one_by_one(results: pd.DataFrame) -> None:
+    """A knob that does nothing in one configuration: its 100 dB must not buy speed in another."""
+    idle = results[results["method"] == "static"].assign(speedup=1.0, psnr=100.0)
+    idle = idle.assign(num_inference_steps=7)
+    both = pd.concat([results, results.assign(num_inference_steps=7, psnr=results["psnr"] - 4)])
+    means = curves.at_equal_speed(both, (2.0,)).set_index("method")
+    apart = curves.at_equal_speed(results, (2.0,)).set_index("method")
+    assert means["value"].to_numpy() == pytest.approx(apart["value"].to_numpy() - 2)
+    assert means["gain"].to_numpy() == pytest.approx(apart["gain"].to_numpy(), nan_ok=True)
+    others = results[results["method"] != "static"].assign(num_inference_steps=7)
+    mixed = curves.at_equal_speed(pd.concat([results, others, idle]), (2.0,)).set_index("method")
+    assert np.isnan(mixed.loc["static", "value"])
+    assert mixed.loc["clever", "value"] == pytest.approx(44)
+    page = report.render(both, [], {})
+    assert "read off in every configuration" in page
+    assert "read off in every configuration" not in report.render(results, [], {})
+
+
 def test_at_equal_speed_without_a_learned_method(results: pd.DataFrame) -> None:
     table = curves.at_equal_speed(results[~results["learned"]])
     assert table["gain"].isna().all()

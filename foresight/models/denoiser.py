@@ -2,6 +2,7 @@
 
 import copy
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from foresight.models.latents import fit_scale, scale_latents
 from foresight.models.objectives import Objective
 
 SECONDS_BETWEEN_SAVES = 120.0
-FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
 def make_optimizers(modules: list[torch.nn.Module]) -> list[tuple[torch.optim.Optimizer, float]]:
@@ -41,6 +41,11 @@ def compile_in_place(transformer: Any) -> None:
         transformer.compile_repeated_blocks(dynamic=False)
     else:
         transformer.compile(dynamic=False)
+
+
+def attention_for(device: torch.device) -> AbstractContextManager[Any]:
+    """Plain attention on a CPU: the backward pass of the fused one takes longer than all else."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def train_denoiser(
@@ -81,8 +86,6 @@ def train_denoiser(
     fit_scale(pipe.vae, [part["latents"] for part in parts])
     every = max(1, steps // 2 // pool_parts)  # the pool is complete after half of the steps
     bar = tqdm(range(start, steps), initial=start, total=steps, desc="denoiser")
-    # on a CPU the backward pass of fused attention takes longer than all else for so few tokens
-    kernels = [SDPBackend.MATH] if device.type == "cpu" else list(FUSED)
     losses, saved = [], time.monotonic()
     for step in bar:
         while len(parts) < min(pool_parts, len(SIZES) + step // every):
@@ -96,7 +99,7 @@ def train_denoiser(
         latents = scale_latents(pipe.vae, part["latents"][picks].float().to(device))
         if as_images:
             latents = objective.stills(latents, rng)
-        with sdpa_kernel(kernels), torch.autocast(device.type, torch.bfloat16):
+        with attention_for(device), torch.autocast(device.type, torch.bfloat16):
             loss = objective(latents, [part["captions"][i] for i in picks], rng)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)

@@ -182,21 +182,27 @@ class LearnedPolicy(Policy):
 
     @torch.no_grad()
     def begin(self, generation: Generation) -> Plan:
-        steps, blocks = generation.num_steps, generation.num_blocks
-        count = steps if self.quality is not None else self._affordable(steps)
-        if self.quality is None and count == steps:
-            return Plan.from_actions(np.zeros((steps, blocks)))
-        risks = self._risks(generation, longest=max(LONGEST_RUN, -(-steps // count)))
-        power = float(self.model.power)
-        weight = run_weights(risks.amplitude, power, risks.between, risks.leak)
-        if self.quality is None:
-            computed = shortest_path(weight, count)
-        else:
-            assert self.promise is not None
-            most = self.promise.highest_log_damage(self.quality, self._confidence)
-            limit = np.exp(power * most)
-            computed = next(path for cost, path in shortest_paths(weight, steps) if cost <= limit)
-        return risks.plan(computed, blocks, generation.response)
+        steps = generation.num_steps
+        count = None if self.quality is not None else self._affordable(steps)
+        longest = LONGEST_RUN if count is None else max(LONGEST_RUN, -(-steps // count))
+        risks = self._risks(generation, longest)
+        computed = self._choose(risks, count)
+        return risks.plan(computed, generation.num_blocks, generation.response)
+
+    def _choose(self, risks: Risks, count: int | None) -> np.ndarray:
+        """The steps to compute, bool (S,): `count`, or as few as reach the quality if None."""
+        weight = self._weights(risks)
+        if count is not None:
+            return shortest_path(weight, count)
+        assert self.promise is not None
+        assert self.quality is not None
+        most = self.promise.highest_log_damage(self.quality, self._confidence)
+        limit = np.exp(float(self.model.power) * most)
+        return next(path for cost, path in shortest_paths(weight, len(weight)) if cost <= limit)
+
+    def _weights(self, risks: Risks) -> np.ndarray:
+        """Of all runs, (S, S, S + 1); see `run_weights`."""
+        return run_weights(risks.amplitude, float(self.model.power), risks.between, risks.leak)
 
     def _affordable(self, steps: int) -> int:
         """How many steps come closest to the speed-up."""
