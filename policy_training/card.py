@@ -34,7 +34,8 @@ import foresight
 
 policy = foresight.load_policy("{{ name }}")  # this folder
 with foresight.reuse(pipe, policy, speedup=2.0) as session:
-    video = pipe("{{ prompt }}").frames[0]  # at {{ config }}
+    # profiled at {{ config }}
+    video = pipe("{{ prompt }}").frames[0]
 print(session.report())
 ```
 
