@@ -1,58 +1,63 @@
 """The learned policy with another stand-in for skipped steps than its own forecasts."""
 
-import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.ablation_policies import ExactCount, Rule
 from foresight.plan import COMPUTE, Plan
 from foresight.policies.base import Generation, Policy
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.network import NUM_CONFIG_FEATURES, ReuseModel
+from foresight.policies.risks import Forecasts, forecast_coefficients
 from policy_training.dataset import QueryBatches
 from policy_training.generations import ProfiledGeneration, make_buckets
 from policy_training.labels import Moments, forecast_error
-from policy_training.rollouts import sources
 
-Answers = dict[str, Tensor]
 NUM_QUERIES = 32_768
 SHARES = np.linspace(0, 2, 81)
 LONGEST_LAG = 4
 
 
-def answering(policy: LearnedPolicy, change: Callable[[Tensor, Answers], Answers]) -> LearnedPolicy:
-    """The policy with its network's answers changed.
+def answering(policy: LearnedPolicy, rule: Rule) -> ExactCount:
+    """The policy with other answers to how far forecasts go, its steps chosen for them.
 
     Args:
         policy: Stays as it is.
-        change: From levels (Q, 3) and the network's answers, (Q,) each, to other answers.
+        rule: Gives the coefficients.
     """
-    other = copy.copy(policy)
-    other.model = copy.deepcopy(policy.model)
-    other.model.register_forward_hook(lambda _, args, answers: change(args[1], answers))
+    other = ExactCount.of(policy)
+    other.rule = rule
     return other
 
 
-def reusing(levels: Tensor, answers: Answers) -> Answers:
-    """Answers by which a forecast is never better than reuse."""
-    del levels
-    return {**answers, "log_forecast": answers["log_reuse"]}
+def reusing(sigmas: Tensor) -> Forecasts:
+    """The rule that forecasts nothing."""
+    return constant(0.0)(sigmas)
 
 
-def constant(coefficient: float) -> Callable[[Tensor, Answers], Answers]:
-    """Answers with one coefficient for all forecasts."""
-    return lambda levels, answers: _with_coefficient(
-        torch.full_like(levels[:, 0], coefficient), answers
-    )
+def constant(coefficient: float) -> Rule:
+    """The rule of one coefficient for all forecasts."""
+
+    def forecasts(gram: Tensor, previous: Tensor, latest: Tensor, length: int) -> Tensor:
+        possible = (previous < latest).to(gram)
+        return coefficient * possible[:, None].expand(-1, length)
+
+    return lambda _: forecasts
 
 
-def damped_line(damping: float) -> Callable[[Tensor, Answers], Answers]:
-    """Answers that go on along the line through two computed steps, by a share of the way."""
-    return lambda levels, answers: _with_coefficient(damping * line(levels), answers)
+def damped_line(damping: float) -> Rule:
+    """The rule to go on along the line through two computed steps, by a share of the way."""
+
+    def rule(sigmas: Tensor) -> Forecasts:
+        on_a_line = torch.outer(sigmas, sigmas)  # the Gram matrix of such outputs
+        return lambda _, *run: damping * forecast_coefficients(on_a_line, *run)
+
+    return rule
 
 
 def line(levels: Tensor) -> Tensor:
@@ -62,14 +67,14 @@ def line(levels: Tensor) -> Tensor:
     return torch.where(before > 1e-6, (latest - target) / before.clamp(min=1e-6), 0.0)
 
 
-def _with_coefficient(given: Tensor, answers: Answers) -> Answers:
-    """Answers for given coefficients: off the best one the error grows as a parabola."""
-    change, left = answers["log_reuse"].exp(), answers["log_forecast"].exp()
-    best = answers["coefficient"]
-    known = best.abs() > 1e-3
-    miss = (given / torch.where(known, best, 1.0) - 1) ** 2
-    error = torch.where(known, left + miss * (change - left).clamp(min=0), change)
-    return {**answers, "coefficient": given, "log_forecast": error.log()}
+def sources(computed: np.ndarray) -> np.ndarray:
+    """Steps s, a, p for each step of a plan that computes some, bool (S,): int (S, 3).
+
+    A computed step is its own source; p = a where nothing was computed before a.
+    """
+    order, number = np.flatnonzero(computed), np.cumsum(computed) - 1
+    places = [np.arange(len(computed)), order[number], order[np.maximum(number - 1, 0)]]
+    return np.stack(places, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +115,16 @@ class AtStack(Policy):
     @torch.no_grad()
     def begin(self, generation: Generation) -> Plan:
         """Decide for one generation."""
-        actions = self.inner.begin(generation).actions[:, 0]
-        levels = torch.from_numpy(np.asarray(generation.sigmas)).float()[sources(actions)]
+        computed = self.inner.begin(generation).actions[:, 0] == COMPUTE
+        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
         nothing = self.stack.context(torch.zeros(1, 1), torch.zeros(1, NUM_CONFIG_FEATURES))
-        entity = torch.zeros(len(actions), dtype=torch.long)
-        betas = self.stack(entity, levels, nothing.expand(len(actions), -1))["coefficient"]
-        return Plan.whole_stack(actions == COMPUTE, betas.numpy(), generation.num_blocks)
+        gram = self.stack.gram(sigmas, nothing)[0]
+        step, latest, previous = torch.from_numpy(sources(computed)).unbind(1)
+        after = forecast_coefficients(
+            gram, previous, latest, len(gram)
+        )  # [s, i]: of step a + 1 + i
+        betas = after[step, (step - latest - 1).clamp(min=0)]
+        return Plan.whole_stack(computed, betas.numpy(), generation.num_blocks)
 
 
 def stack_model(traces: list[dict[str, Any]]) -> ReuseModel:

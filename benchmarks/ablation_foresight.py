@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 import torch
 
+from benchmarks.ablation_forecasts import sources
 from benchmarks.ablation_policies import ExactCount
 from benchmarks.ablation_runs import Bench, Row, Run
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
 from foresight.policies.base import Generation
 from foresight.policies.foresight import ForesightPolicy
 from foresight.policies.learned import LearnedPolicy
-from policy_training.rollouts import sources
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
 INTERVALS = ((2, None), (3, None), (5, 3))  # recompute interval, warm-up
@@ -37,8 +37,9 @@ class Following(ExactCount):
     def begin(self, generation: Generation) -> Plan:
         """Decide for one generation."""
         steps, blocks = self.actions.shape
-        places = torch.stack([sources(column) for column in self.actions.T], dim=1)  # (S, N, 3)
-        levels = torch.from_numpy(np.asarray(generation.sigmas)).float()[places].flatten(0, 1)
+        computed = (self.actions == COMPUTE).T
+        places = np.stack([sources(column) for column in computed], axis=1)  # (S, N, 3)
+        levels = torch.from_numpy(np.asarray(generation.sigmas)[places]).float().flatten(0, 1)
         entity = torch.arange(1, blocks + 1).repeat(steps)
         out = self.model(entity, levels, self._context(generation).expand(len(entity), -1))
         better = (out["log_forecast"] < out["log_reuse"]) & (out["coefficient"] != 0)

@@ -7,16 +7,20 @@ cost the same without any timing.
 import bisect
 import dataclasses
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from foresight.plan import Plan
-from foresight.planner import run_weights, shortest_path, shortest_paths
+from foresight.planner import shortest_path, shortest_paths
 from foresight.policies.base import Generation
+from foresight.policies.dynamics import Dynamics
 from foresight.policies.fixed import warmup_length
 from foresight.policies.learned import LearnedPolicy
-from foresight.policies.risks import Risks
+from foresight.policies.risks import Forecasts, Risks
+
+Rule = Callable[[Tensor], Forecasts]  # from the noise levels (S,) of a generation
 
 
 class ExactCount(LearnedPolicy):
@@ -24,15 +28,19 @@ class ExactCount(LearnedPolicy):
 
     Attributes:
         detail: What else a table must say of it.
+        rule: Gives the coefficients of its forecasts; None leaves the policy's own.
     """
 
     detail = ""
+    rule: Rule | None = None
 
     @classmethod
     def of(cls, policy: LearnedPolicy, detail: str = "") -> Self:
-        """This variant of a policy."""
+        """This variant of a policy; it keeps the policy's rule."""
         other = cls(policy.model, policy.fingerprint, policy.costs, name=policy.name)
         other.detail = detail
+        if isinstance(policy, ExactCount):
+            other.rule = policy.rule
         return other
 
     @property
@@ -43,31 +51,73 @@ class ExactCount(LearnedPolicy):
     def _affordable(self, steps: int) -> int:
         return max(1, round(steps / self.speedup))
 
+    def _risks(self, generation: Generation, longest: int, **options: Any) -> Risks:
+        if self.rule is not None:
+            sigmas = torch.from_numpy(np.asarray(generation.sigmas, float))
+            options["forecasts"] = self.rule(sigmas)
+        return super()._risks(generation, longest, **options)
+
 
 class NoGains(ExactCount):
-    """An error of the output counts the same at every step."""
+    """An error of the output counts the same at every step, whatever solver and model do to it.
 
-    def _predict(
-        self, generation: Generation, longest: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        amplitude, coefficients, gain = super()._predict(generation, longest)
-        return amplitude / gain, coefficients, np.ones_like(gain)
+    Errors of different steps do not meet, so that there is nothing a correction could make good.
+    How runs add up is the policy's.
+    """
+
+    def _risks(self, generation: Generation, longest: int, **options: Any) -> Risks:
+        risks = super()._risks(generation, longest, corrects=False, **options)
+        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
+        gram = self.model.gram(sigmas, self._context(generation))[0].numpy()
+        runs = np.nonzero(risks.rows >= 0)  # in the order of the coefficients
+        damage = risks.damage.copy()
+        damage[runs] = squared_errors(gram, *runs, risks.coefficients)
+        return dataclasses.replace(risks, damage=damage)
 
 
-class NoCorrections(ExactCount):
-    """Plans as for a solver whose response nobody knows."""
-
-    def begin(self, generation: Generation) -> Plan:
-        """Decide for one generation."""
-        generation = dataclasses.replace(generation, scheduler=None)
-        return super().begin(generation)
+def squared_errors(
+    gram: np.ndarray,
+    previous: np.ndarray,
+    latest: np.ndarray,
+    following: np.ndarray,
+    coefficients: np.ndarray,
+) -> np.ndarray:
+    """Summed squared error of the output over each run, (B,); see `Runs`, and (S, S) for `gram`."""
+    inside = latest[:, None] + 1 + np.arange(coefficients.shape[1])  # (B, P)
+    skipped = inside < following[:, None]
+    steps = previous[:, None], latest[:, None], inside.clip(max=len(gram) - 1)
+    nodes = np.stack(np.broadcast_arrays(*steps))
+    shares = np.stack([-coefficients, 1 + coefficients, np.full(inside.shape, -1.0)])
+    inner = gram[nodes[:, None], nodes[None]]
+    errors = np.einsum("ibp,jbp,ijbp->bp", shares, shares, inner).clip(min=0)  # not by rounding
+    return (errors * skipped).sum(axis=1)
 
 
 class OneStepLabel(NoGains):
     """Damage is the sum of the output's squared errors: nothing is learned from roll-outs."""
 
     def _weights(self, risks: Risks) -> np.ndarray:
-        return run_weights(risks.amplitude**2, 0.5)
+        return risks.damage
+
+
+class NoReaction(ExactCount):
+    """Errors reach the video as the solver alone says, and are corrected for that.
+
+    Of what is learned from roll-outs only how runs add up is left.
+    """
+
+    def dynamics(self, generation: Generation) -> Dynamics:
+        """Of a model that pays its latents no heed, and is sure of it."""
+        response = super().dynamics(generation).response
+        nothing, final = torch.zeros_like(response[0]), response[:, -1]
+        return Dynamics(response, nothing, final, nothing)
+
+
+class NoCorrections(ExactCount):
+    """Computed steps correct nothing, and the steps are chosen for that."""
+
+    def _risks(self, generation: Generation, longest: int, **options: Any) -> Risks:
+        return super()._risks(generation, longest, corrects=False, **options)
 
 
 class FixedPower(ExactCount):
@@ -83,7 +133,7 @@ class FixedPower(ExactCount):
         return other
 
     def _weights(self, risks: Risks) -> np.ndarray:
-        return run_weights(risks.amplitude, self.power, risks.between, risks.leak)
+        return risks.damage**self.power
 
 
 class WorstRun(ExactCount):
@@ -97,7 +147,7 @@ def without_worse_runs(weight: np.ndarray, count: int) -> np.ndarray:
     """Bar every run that weighs more than the worst run of the plan whose worst run is least.
 
     Args:
-        weight: (S, S, S + 1) as from `run_weights`.
+        weight: (S, S, S + 1), see `shortest_path`.
         count: Steps to compute.
 
     Returns:
@@ -131,11 +181,14 @@ class GivenSteps(ExactCount):
         other.choose = choose
         return other
 
-    def _risks(self, generation: Generation, longest: int) -> Risks:
-        return super()._risks(generation, generation.num_steps)
+    def _risks(self, generation: Generation, longest: int, **options: Any) -> Risks:
+        steps = generation.num_steps
+        chosen = np.flatnonzero(self.choose(steps, self._affordable(steps)))
+        longest = max(longest, int(np.diff(chosen, append=steps).max()) - 1)
+        return super()._risks(generation, longest, **options)
 
     def _choose(self, risks: Risks, count: int | None) -> np.ndarray:
-        return self.choose(len(risks.amplitude), count)
+        return self.choose(len(risks.damage), count)
 
 
 def even_cadence(num_steps: int, count: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from benchmarks.ablation_policies import (
     GivenSteps,
     NoCorrections,
     NoGains,
+    NoReaction,
     OneStepLabel,
     WorstRun,
     even_cadence,
@@ -50,6 +51,7 @@ def _stack(policy: LearnedPolicy, generations: Generations) -> Policy:
 PLANNED: dict[str, Callable[[LearnedPolicy, Generations], Policy]] = {
     "no-gains": lambda policy, _: NoGains.of(policy),
     "one-step-label": lambda policy, _: OneStepLabel.of(policy),
+    "no-reaction": lambda policy, _: NoReaction.of(policy),
     "power-0.5": lambda policy, _: FixedPower.at_power(policy, 0.5),
     "power-1": lambda policy, _: FixedPower.at_power(policy, 1.0),
     "worst-run": lambda policy, _: WorstRun.of(policy),

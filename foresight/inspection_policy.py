@@ -72,8 +72,7 @@ def neutral_generation(policy: LearnedPolicy, num_steps: int) -> Generation:
 @torch.no_grad()
 def predicted_gain(policy: LearnedPolicy, generation: Generation) -> np.ndarray:
     """How far an error of the output at each step reaches the video, predicted: (S,)."""
-    sigmas = torch.from_numpy(generation.sigmas).float()
-    return policy.model.log_gain(sigmas[None], _context(policy, generation))[0].exp().numpy()
+    return policy.dynamics(generation).reach.abs().numpy()
 
 
 @torch.no_grad()

@@ -23,8 +23,6 @@ class Plan:
         corrections: float32 (S, 2), for plans at the output; kappa and lambda of
             `v[s] + kappa * (v[s] - v[a]) - lambda * (v[a] - v[p])`, which a computed step returns
             to make good what forecasts since step a have missed.
-        strengths: float32 (S,), for the record: of each skipped step, how much of what it is
-            thought to have missed the corrections make good.
 
     Raises:
         ValueError: If shapes differ, an action needs a residual that no earlier step computed,
@@ -35,7 +33,6 @@ class Plan:
     coefficients: np.ndarray
     at_output: bool = False
     corrections: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
-    strengths: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         if self.actions.ndim != 2 or self.actions.shape != self.coefficients.shape:
@@ -48,8 +45,6 @@ class Plan:
         if not len(self.corrections):
             empty = np.zeros((len(self.actions), 2), np.float32)
             object.__setattr__(self, "corrections", empty)
-        if not len(self.strengths):
-            object.__setattr__(self, "strengths", np.zeros(len(self.actions), np.float32))
         if self.corrections.shape != (len(self.actions), 2):
             raise ValueError(f"`corrections` {self.corrections.shape} must be (steps, 2)")
         if self.actions.max(initial=0) > FORECAST:
@@ -83,7 +78,6 @@ class Plan:
         *,
         at_output: bool = False,
         corrections: np.ndarray | None = None,
-        strengths: np.ndarray | None = None,
     ) -> "Plan":
         """All blocks share each decision.
 
@@ -93,7 +87,6 @@ class Plan:
             num_blocks: N.
             at_output: See `Plan`.
             corrections: (S, 2); see `Plan`.
-            strengths: (S,); see `Plan`.
         """
         skipped = np.where(coefficients != 0, FORECAST, REUSE)
         actions = np.where(computed, COMPUTE, skipped).astype(np.uint8)
@@ -103,7 +96,6 @@ class Plan:
             np.repeat(betas[:, None], num_blocks, axis=1),
             at_output,
             np.zeros((0, 2)) if corrections is None else corrections.astype(np.float32),
-            np.zeros(0) if strengths is None else strengths.astype(np.float32),
         )
 
     def restarted(self, step: int) -> "Plan":
@@ -123,7 +115,6 @@ class Plan:
             actions=actions,
             coefficients=betas,
             corrections=corrections,
-            strengths=self.strengths[step:],
         )
 
     @property

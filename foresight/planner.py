@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from foresight.config import UserError
-from foresight.solver import best_strength, remaining
 
 
 def shortest_path(weight: np.ndarray, num_computed: int) -> np.ndarray:
     """The steps to compute that minimise the summed weight, given how many.
 
     Args:
-        weight: (S, S, S + 1) as from `run_weights`.
+        weight: (S, S, S + 1); what it costs to compute two steps, then a third and to skip all in
+            between, see `Risks`.
         num_computed: K, between 1 and S.
 
     Returns:
@@ -65,69 +65,6 @@ def _banded(weight: np.ndarray) -> np.ndarray:
     found = weight[previous, latest, following]
     band[latest, latest - previous, following - latest] = found
     return band
-
-
-def run_weights(
-    amplitude: np.ndarray,
-    power: float,
-    between: np.ndarray | None = None,
-    leak: np.ndarray | float = 0.0,
-) -> np.ndarray:
-    """Weights of all runs from the amplitude of each skipped step.
-
-    Args:
-        amplitude: (S, S, S); `[p, a, s]` is gain times root error at s if a, p were computed last.
-        power: q; a run's damage is its summed amplitude to the 2q.
-        between: (S, S, S); `[a, n, s]` is gain times root error that interpolation leaves at s once
-            step n is computed; None if steps do not correct.
-        leak: What a full correction does wrong, as a share of the energy of the uncorrected error;
-            one, or (S, S) with `[n, s]` for step n correcting the error at s. Corrections are as
-            strong as is best, see `solver.best_strength`.
-
-    Returns:
-        (S, S, S + 1); `weight[p, a, n]` is what it costs to compute at p, then a, then n and to
-        skip all between a and n. p = a = 0 where only step 0 was computed; n = S ends the
-        generation; inf where not p < a < n.
-    """
-    steps = amplitude.shape[0]
-    leak = np.broadcast_to(leak, (steps, steps))
-    weight = np.full((steps, steps, steps + 1), np.inf)
-    order = np.arange(steps)
-    for latest in range(steps):
-        # Few steps may come before, between and after: all else is infinite.
-        run = slice(latest + 1, latest + 1 + _longest(amplitude[:, latest, latest + 1 :]))
-        reach = slice(latest + 1, min(run.stop + 1, steps + 1))
-        before = np.arange(latest) if latest else np.zeros(1, int)
-        before = before[np.isfinite(amplitude[before, latest, latest + 1 : latest + 2]).all(axis=1)]
-        off = amplitude[before, latest, run]  # (p, s)
-        sums = np.zeros((len(before), reach.stop - reach.start))
-        sums[:, 1:] = np.cumsum(off, axis=1)[:, : sums.shape[1] - 1]
-        if between is not None:
-            ends = np.arange(latest + 2, min(reach.stop, steps))
-            inside = order[run] < ends[:, None]  # (n, s)
-            left = np.where(inside, between[latest, ends, run], 0)
-            rest = corrected(np.where(inside, off[:, None], 0), left, leak[ends, run])  # (p, n, s)
-            sums[:, ends - latest - 1] = np.sqrt(rest).sum(axis=2)
-        weight[before, latest, reach] = sums ** (2 * power)
-    return weight
-
-
-def _longest(amplitude: np.ndarray) -> int:
-    """How many steps at most can be skipped after one: of finite amplitudes (p, s)."""
-    return int(np.isfinite(amplitude).any(axis=0).sum())
-
-
-def corrected(amplitude: np.ndarray, between: np.ndarray, leak: np.ndarray) -> np.ndarray:
-    """Squared error that the best correction leaves, from roots of errors; arrays that broadcast.
-
-    Infinite amplitudes, of runs that are too long, stay infinite.
-    """
-    error = amplitude**2
-    left = np.minimum(between**2, error)
-    with np.errstate(invalid="ignore"):
-        strength = best_strength(error, left, leak)
-        rest = remaining(error, left, leak, strength)
-    return np.where(np.isfinite(error), rest, np.inf)
 
 
 def steps_for_speedup(

@@ -16,9 +16,10 @@ from foresight.pipeline import Generated, generate
 from foresight.policies.fixed import OneStepPolicy
 from foresight.policies.learned import LearnedPolicy
 from foresight.recorder import Tensors, TraceRecorder
-from foresight.rollout import KINDS, roll_out, sample_plan
+from foresight.rollout import KINDS, random_strengths, roll_out, sample_plan
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
+from foresight.solver import euler_response
 from foresight.traces import TraceSet
 
 POLICY_SPEEDUPS = (1.2, 3.8)  # rolled out in an on-policy round
@@ -143,14 +144,18 @@ def profile(
         rng = np.random.default_rng([seed, number])
         shared = {"generation_id": trace["generation_id"], "prompt": prompt.text}
         gram, rows = trace["group_gram"][1], []
+        corrects = plain.generation.response is not None
         for index in range(rollouts):
             if policy is None:
-                kind = KINDS[index % len(KINDS)]
-                drawn = rng, gram, trace["sigmas"], blocks, plain.generation.response
-                plan = sample_plan(kind, *drawn)
+                kind = KINDS[(number * rollouts + index) % len(KINDS)]
+                drawn = rng, gram, trace["sigmas"], blocks, trace["response"]
+                plan = sample_plan(kind, *drawn, corrects=corrects)
             else:
                 kind = "policy"
                 plan = policy.at(rng.uniform(*POLICY_SPEEDUPS)).begin(plain.generation)
+                if index % 2:  # to learn how strong corrections should be, vary them
+                    varied = random_strengths(rng, len(gram))[:, None] * plan.corrections
+                    plan = dataclasses.replace(plan, corrections=varied.astype(np.float32))
             row = roll_out(pipe, prompt.text, config, run_seed, plan, plain)
             rows.append({**shared, "kind": kind, **row})
         traces.add(number, trace, rows)
@@ -167,6 +172,7 @@ def _trace(
     timing: Timing,
 ) -> dict[str, Any]:
     gram, group_gram, output_norm = recorder.grams()
+    sigmas, response = plain.generation.sigmas, plain.generation.response
     return {
         "prompt": prompt.text,
         "category": prompt.category,
@@ -175,7 +181,8 @@ def _trace(
         **dataclasses.asdict(config),
         "scheduler": type(pipe.scheduler).__name__,
         "timesteps": plain.generation.timesteps,
-        "sigmas": plain.generation.sigmas,
+        "sigmas": sigmas,
+        "response": euler_response(sigmas) if response is None else response,
         "gram": gram,
         "group_names": ["stack", "output"],
         "group_gram": group_gram,

@@ -1,7 +1,6 @@
-"""What a solver makes of predictions, and how a computed step makes good what forecasts missed."""
+"""What a solver makes of predictions."""
 
 import copy
-import itertools
 from typing import Any
 
 import numpy as np
@@ -50,53 +49,7 @@ def _probe(probe: Any) -> np.ndarray | None:
     return response if response.any(axis=1).all() else None
 
 
-def remaining(error: Any, left: Any, leak: Any, strength: Any) -> Any:
-    """Energy of an error that a correction of some strength leaves, elementwise.
-
-    Interpolation knows all but `left` of the error, and a full correction does `leak` of it wrong:
-    the model has already reacted to the latents that were off, and undoing too much is an error
-    itself.
-    """
-    return left + (1 - strength) ** 2 * (error - left) + strength**2 * leak * error
-
-
-def best_strength(error: Any, left: Any, leak: Any) -> Any:
-    """The strength, from 0 to 1, with the least `remaining` (a Wiener filter)."""
-    known = error - left
-    return known / (known + leak * error + 1e-20)
-
-
-def corrections(
-    computed: np.ndarray,
-    coefficients: np.ndarray,
-    between: np.ndarray,
-    response: np.ndarray | None,
-    strengths: np.ndarray,
-) -> np.ndarray:
-    """Corrections (S, 2) of a plan at the output: kappa and lambda of its computed steps.
-
-    When step n is computed, the skipped steps j since step a are known better: v[j] lies near
-    `v[a] + c * (v[n] - v[a])`, where `v[a] + beta * (v[a] - v[p])` was used. The difference moves
-    the latents of step n and of all that follow by response[j, n:]; a changed prediction at n moves
-    them by response[n, n:], and is chosen to move them back, in least squares. That is exact where
-    the solver takes one step at a time; one that looks back on earlier predictions has some of the
-    difference in its memory still. This is the corrector of a predictor-corrector method, with
-    coefficients that come from the model instead of polynomials.
-
-    Args:
-        computed: bool (S,).
-        coefficients: (S,) of the forecasts; 0 where reused or computed.
-        between: (S, S, S); `[a, n, j]` is c.
-        response: From `solver_response`; None corrects nothing.
-        strengths: (S,) of each skipped step, how much of its difference to make good.
-    """
-    found = np.zeros((len(computed), 2), np.float32)
-    order = np.flatnonzero(computed)
-    if response is None:
-        return found
-    for a, n in itertools.pairwise(order):
-        skipped = np.arange(a + 1, n)
-        undo = response[n, n:] / (response[n, n:] @ response[n, n:])
-        share = strengths[skipped] * (response[skipped, n:] @ undo)
-        found[n] = share @ between[a, n, skipped], share @ coefficients[skipped]
-    return found
+def euler_response(sigmas: np.ndarray) -> np.ndarray:
+    """The response (S, S) of the plainest solver over sigmas (S,), for one that cannot be asked."""
+    steps = np.diff(np.append(np.asarray(sigmas, float), 0.0))
+    return np.triu(np.broadcast_to(steps[:, None], (len(steps), len(steps))))

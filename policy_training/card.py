@@ -124,11 +124,14 @@ def _rollout_sentence(results: Results) -> str:
 def _promise_sentence(promise: QualityPromise | None) -> str:
     if promise is None:
         return "There were too few roll-outs to promise a quality; `quality=` is refused."
-    average = sum(abs(miss) for miss in promise.misses) / len(promise.misses)
+    at = {
+        quality: promise.usual_miss((quality - promise.offset) / promise.slope)
+        for quality in (30, 45)
+    }
     return (
-        "A wanted quality (`quality=`) is planned with the margin that held-out roll-outs need; "
-        f"over {len(promise.misses)} of them the PSNR is off what the predicted damage says by "
-        f"{average:.1f} dB on average, and by {promise.misses[0]:+.1f} dB at worst."
+        "A wanted quality (`quality=`) is planned with the margin that held-out roll-outs need, "
+        f"{len(promise.misses)} of them. What the predicted damage says of the PSNR is usually off "
+        f"by {at[30]:.1f} dB at 30 dB and by {at[45]:.1f} dB at 45 dB."
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foresight.config import GenerationConfig, UserError
 from foresight.policies.network import config_features
+from foresight.solver import euler_response
 from foresight.traces import TraceSet
 
 PROMPT_USES = ("prompt", "without prompt", "shuffled prompt")
@@ -34,6 +35,8 @@ class Bucket:
     """(G, E, S, S); entity 0 is the model's output, entity 1 + b block b."""
     sigmas: Tensor
     """(G, S) noise level of each step."""
+    response: Tensor
+    """(G, S, S) of the solver, see `solver_response`."""
     embedding: Tensor
     """(G, D) prompt embedding, as the chosen use of the prompt has it."""
     features: Tensor
@@ -130,6 +133,12 @@ def _with_output(trace: dict[str, Any]) -> np.ndarray:
     return np.concatenate([output[None], trace["gram"]])
 
 
+def _response(trace: dict[str, Any]) -> np.ndarray:
+    """Of the solver, (S, S); Euler's in trace sets from before it was logged."""
+    found = trace.get("response")
+    return euler_response(trace["sigmas"]) if found is None else found
+
+
 def make_buckets(
     generations: list[ProfiledGeneration], use: str = "prompt", seed: int = 0
 ) -> list[Bucket]:
@@ -145,6 +154,7 @@ def make_buckets(
             Bucket(
                 gram=torch.from_numpy(np.stack(grams)).float(),
                 sigmas=torch.from_numpy(np.stack([t["sigmas"] for t in traces])).float(),
+                response=torch.from_numpy(np.stack([_response(t) for t in traces])),
                 embedding=torch.from_numpy(np.stack([e for _, e in members])).float(),
                 features=torch.tensor([config_features(configuration(t)) for t in traces]),
                 rollouts=[generation.rollouts for generation, _ in members],

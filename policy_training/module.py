@@ -1,4 +1,4 @@
-"""What the network is trained on: forecasts, risks and the damage of roll-outs."""
+"""What the network is trained on: forecasts and risks; and what it says of roll-outs."""
 
 from typing import Any
 
@@ -10,20 +10,17 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from foresight.plan import COMPUTE, FORECAST
 from foresight.policies.network import ReuseModel
-from foresight.solver import remaining
 from policy_training import figures
 from policy_training.baselines import Predictions, score
 from policy_training.calibration import SafeProbability
 from policy_training.config import TrainConfig
 from policy_training.dataset import BATCHES_PER_EPOCH, Queries, TraceData, concatenate
+from policy_training.dynamics import fit_dynamics, log_damage
 from policy_training.labels import forecast_error, safe_to_reuse
 from policy_training.rollouts import Rollouts
 
 FIGURES_EVERY = 8
-GAIN_RATE = 10
-CAUTION = 4.0  # weight of damage above what was predicted; 1, 4 and 12 tried on validation prompts
 
 
 class ReuseTraining(lightning.LightningModule):
@@ -54,7 +51,7 @@ class ReuseTraining(lightning.LightningModule):
 
     @classmethod
     def for_data(cls, config: TrainConfig, data: TraceData) -> "ReuseTraining":
-        """A fresh network for these traces, its inputs scaled to the training side."""
+        """A fresh network; its inputs are scaled, and its dynamics fitted, to the training side."""
         buckets = data.train_buckets
         finest = max(buckets, key=lambda bucket: bucket.sigmas.shape[1])
         module = cls(
@@ -70,6 +67,8 @@ class ReuseTraining(lightning.LightningModule):
             torch.cat([bucket.features for bucket in buckets]),
         )
         module.model.fit_kernel(finest.sigmas[0], finest.gram.mean(dim=0))
+        if data.train_rollouts:
+            fit_dynamics(module.model.dynamics, data.train_rollouts)
         return module
 
     def forward(self, queries: Queries) -> dict[str, Tensor]:
@@ -77,47 +76,11 @@ class ReuseTraining(lightning.LightningModule):
         context = self.model.context(queries.embedding, queries.features)
         return self.model(queries.entity, queries.levels, context)
 
-    def log_damage(self, rollouts: Rollouts, errors: Tensor, left: Tensor) -> Tensor:
-        """Predicted log error of the final latents (R,).
-
-        Args:
-            rollouts: Their plans.
-            errors: (R, S) squared errors of the output.
-            left: (R, S) what interpolation leaves of them where they are corrected.
-        """
-        context = self.model.context(rollouts.embedding, rollouts.features)
-        gain = self.model.log_gain(rollouts.sigmas, context)
-        corrected = rollouts.ends > rollouts.steps[..., 0]
-        leak = self.model.leak(rollouts.sigmas, rollouts.sigmas.gather(1, rollouts.ends))
-        known = torch.minimum(left, errors)
-        total = remaining(errors, known, leak, rollouts.strengths)
-        total = torch.where(corrected, total, errors)
-        return self.model.log_damage(total, rollouts.actions != COMPUTE, gain)
-
     def predicted_damage(self, rollouts: Rollouts) -> Tensor:
-        """As a planner sees it: (R,) from predicted residual errors, before anything is run."""
-        shape = rollouts.steps.shape
+        """As a planner sees it: (R,) from predicted outputs, before anything is run."""
         context = self.model.context(rollouts.embedding, rollouts.features)
-        out = self.model(
-            torch.zeros(shape[0] * shape[1], dtype=torch.long),
-            rollouts.sigmas.gather(1, rollouts.steps.flatten(1)).reshape(-1, 3),
-            context.repeat_interleave(shape[1], dim=0),
-        )
-        change, left, best = (
-            out[name].reshape(shape[:2]) for name in ("log_reuse", "log_forecast", "coefficient")
-        )
-        change, left = change.exp(), left.exp()
-        # Off the best coefficient the error grows as a parabola through that of reuse at zero.
-        known = best.abs() > 1e-3
-        miss = (rollouts.coefficients / torch.where(known, best, 1.0) - 1) ** 2
-        executed = torch.where(known, left + miss * (change - left).clamp(min=0), change)
-        errors = torch.where(rollouts.actions == FORECAST, executed, change)
-        places = torch.stack(
-            [rollouts.steps[..., 0], rollouts.ends, rollouts.steps[..., 1]], dim=-1
-        )
-        levels = rollouts.sigmas.gather(1, places.flatten(1)).reshape(-1, 3)
-        _, after = self.model.between(levels)
-        return self.log_damage(rollouts, errors, after.reshape(shape[:2]))
+        gram = self.model.gram(rollouts.sigmas, context)
+        return log_damage(self.model.dynamics, rollouts, gram)
 
     def losses(self, queries: Queries, out: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalar losses of the dense part.
@@ -133,25 +96,9 @@ class ReuseTraining(lightning.LightningModule):
             "left": huber_loss(out["log_forecast"], log_left.detach()),
         }
 
-    def rollout_loss(self, groups: list[Rollouts]) -> Tensor:
-        """Loss of the log ratio of predicted to measured error; trains gains, leaks and power.
-
-        Damage that was not foreseen costs more than damage that did not come: an early error turns
-        a few videos into others, and a plan must not bet on the rest.
-        """
-        off = [
-            self.log_damage(group, group.errors, group.left) - group.log_final_error
-            for group in groups
-        ]
-        ratios = torch.cat(off)
-        missed = torch.where(ratios < 0, CAUTION, 1.0)
-        return (missed * huber_loss(ratios, torch.zeros_like(ratios), reduction="none")).mean()
-
     def training_step(self, queries: Queries, _: int) -> Tensor:
-        """Loss of one batch of queries and of all roll-outs."""
+        """Loss of one batch of queries."""
         losses = self.losses(queries, self(queries))
-        if self._data.train_rollouts:
-            losses["damage"] = self.rollout_loss(self._data.train_rollouts)
         total = torch.stack(list(losses.values())).sum()
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         self.log("train/loss", total.detach(), prog_bar=True)
@@ -168,8 +115,6 @@ class ReuseTraining(lightning.LightningModule):
         out = {name: torch.cat([out[name] for _, out in self.held_out]) for name in names}
         self.held_out.clear()
         losses = self.losses(queries, out)
-        if self._data.held_out_rollouts:
-            losses["damage"] = self.rollout_loss(self._data.held_out_rollouts)
         self.log_dict({f"val/{name}": value for name, value in losses.items()})
         self.log("val/loss", torch.stack(list(losses.values())).sum(), prog_bar=True)
         if (self.current_epoch + 1) % FIGURES_EVERY == 0:
@@ -205,25 +150,13 @@ class ReuseTraining(lightning.LightningModule):
         return self.trainer.datamodule
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with one cycle of the learning rate over the whole run; the gains learn faster.
-
-        They are a handful of numbers of the size of one, set by few roll-outs.
-        """
-        damage = [
-            *self.model.gain.parameters(),
-            *self.model.leakage.parameters(),
-            self.model.log_power,
-        ]
-        chosen = {id(parameter) for parameter in damage}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
-        rates = [self.hparams["lr"], GAIN_RATE * self.hparams["lr"]]
-        optimizer = torch.optim.AdamW(
-            [{"params": rest, "weight_decay": 0.01}, {"params": damage, "weight_decay": 0.0}],
-            lr=self.hparams["lr"],
-        )
+        """AdamW with one cycle of the learning rate; the dynamics are fitted already."""
+        fitted = {id(parameter) for parameter in self.model.dynamics.parameters()}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in fitted]
+        optimizer = torch.optim.AdamW(rest, lr=self.hparams["lr"], weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=rates,
+            max_lr=self.hparams["lr"],
             total_steps=self.hparams["max_epochs"] * BATCHES_PER_EPOCH,
         )
         return {

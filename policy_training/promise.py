@@ -1,5 +1,7 @@
 """What roll-outs say about the PSNR that a predicted damage means."""
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -9,10 +11,11 @@ from policy_training.module import ReuseTraining
 from policy_training.rollouts import Rollouts
 
 MIN_FITTED = 8
+NOTHING = 1e-3  # dB
 
 
 def quality_promise(module: ReuseTraining, data: TraceData) -> QualityPromise | None:
-    """Fit PSNR against predicted log damage on training roll-outs; keep the held-out misses.
+    """Fit PSNR and its usual miss on training roll-outs; keep the held-out misses.
 
     Returns:
         None if there are too few roll-outs, or predictions that say nothing about quality.
@@ -25,8 +28,20 @@ def quality_promise(module: ReuseTraining, data: TraceData) -> QualityPromise | 
     slope, offset = np.polyfit(damage[finite], psnr[finite], 1)
     if slope >= 0:
         return None
-    misses = reached - (offset + slope * held_out)
-    return QualityPromise(float(offset), float(slope), np.sort(misses).tolist())
+    usual = _usual_miss(damage[finite], np.abs(psnr[finite] - offset - slope * damage[finite]))
+    fitted = QualityPromise(float(offset), float(slope), [], *usual)
+    units = np.array([fitted.usual_miss(each) for each in held_out])
+    misses = (reached - (offset + slope * held_out)) / units
+    return dataclasses.replace(fitted, misses=np.sort(misses).tolist())
+
+
+def _usual_miss(damage: np.ndarray, missed: np.ndarray) -> tuple[float, float, float]:
+    """`usual`, `rise` and `least` of a `QualityPromise`, from misses in dB; both (R,)."""
+    mean = float(missed.mean())
+    if mean < NOTHING:
+        return 1.0, 0.0, 1.0
+    rise, usual = np.polyfit(damage, missed, 1)
+    return (float(usual), float(rise), mean / 2) if rise > 0 else (mean, 0.0, mean)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Roll-outs as tensors: what each executed plan did to the model's output, and to the video."""
+"""Roll-outs as tensors: the runs of each executed plan, and the error that it left."""
 
 from typing import Any, NamedTuple
 
@@ -6,30 +6,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foresight.plan import COMPUTE, FORECAST
+from foresight.plan import COMPUTE
+from foresight.policies.dynamics import Runs
 from policy_training.generations import Bucket
-from policy_training.labels import best_coefficient, forecast_error, moments
 
 
 class Rollouts(NamedTuple):
-    """R roll-outs of plans at the output, of generations with the same number of steps S."""
+    """R roll-outs of plans at the output, of generations with the same S sigmas and solver."""
 
-    actions: Tensor
-    """(R, S) compute, reuse or forecast."""
-    coefficients: Tensor
-    """(R, S) of the forecasts."""
-    steps: Tensor
-    """(R, S, 3) step s, and the steps a and p that its residual was taken from."""
-    ends: Tensor
-    """(R, S) the step that is computed after s and corrects for it; s itself where none does."""
-    errors: Tensor
-    """(R, S) squared error of the model's output, read off the uncached trace."""
-    left: Tensor
-    """(R, S) what interpolation leaves of it, at most `errors`; `errors` where nothing corrects."""
-    strengths: Tensor
-    """(R, S) how much of the rest is made good, 0 to 1."""
+    runs: Runs
+    """All of their runs of skipped steps; `which` is the roll-out."""
+    corrections: Tensor
+    """(B, 2) kappa and lambda of the step after each run."""
     sigmas: Tensor
-    """(R, S)"""
+    """(S,)"""
+    response: Tensor
+    """(S, S) of the solver."""
+    gram: Tensor
+    """(R, S, S) inner products of the model's output in the uncached generation."""
     embedding: Tensor
     """(R, D)"""
     features: Tensor
@@ -40,114 +34,71 @@ class Rollouts(NamedTuple):
     """(R,) of the video, in dB."""
 
 
-def sources(actions: np.ndarray) -> Tensor:
-    """Steps s, a, p for each step of a plan's column (S,): int64 (S, 3).
-
-    A computed step is its own source; p = a where nothing was computed before a.
-    """
-    steps, computed = [], []
-    for step, action in enumerate(actions):
-        if action == COMPUTE:
-            computed.append(step)
-        steps.append((step, computed[-1], computed[-2] if len(computed) > 1 else computed[-1]))
-    return torch.tensor(steps)
-
-
-def executed_errors(
-    gram: Tensor, actions: np.ndarray, steps: Tensor, coefficients: np.ndarray
-) -> Tensor:
-    """Squared error of one residual at each step of an executed plan, shape (S,); 0 if computed.
-
-    Args:
-        gram: (S, S) inner products of the residual over steps, in the uncached generation.
-        actions: (S,) compute, reuse or forecast.
-        steps: (S, 3) from `sources`.
-        coefficients: (S,) of the forecasts.
-    """
-    query = moments(gram[None], torch.zeros(len(actions), dtype=torch.long), steps)
-    betas = torch.from_numpy(np.where(actions == FORECAST, coefficients, 0).astype(np.float32))
-    return torch.where(torch.from_numpy(actions != COMPUTE), forecast_error(query, betas), 0.0)
-
-
-def correcting_steps(actions: np.ndarray, corrections: np.ndarray) -> Tensor:
-    """The step that makes good what each skipped step missed: int64 (S,); s itself if none does.
-
-    Args:
-        actions: (S,) compute, reuse or forecast.
-        corrections: (S, 2) kappa and lambda.
-    """
-    ends, after = [], None
-    for step in reversed(range(len(actions))):
-        if actions[step] == COMPUTE:
-            after = step if corrections[step].any() else None
-            ends.append(step)
-        else:
-            ends.append(step if after is None else after)
-    return torch.tensor(ends[::-1])
-
-
-def corrected_errors(gram: Tensor, errors: Tensor, steps: Tensor, ends: Tensor) -> Tensor:
-    """What is left of squared errors (S,) once the steps `ends` (S,) have corrected for them."""
-    target, latest = steps[:, 0], steps[:, 1]
-    query = moments(
-        gram[None], torch.zeros_like(target), torch.stack([target, ends, latest], dim=1)
-    )
-    left = forecast_error(query, best_coefficient(query))
-    return torch.where(ends > target, torch.minimum(left, errors), errors)
-
-
 def gather_rollouts(buckets: list[Bucket]) -> list[Rollouts]:
-    """The roll-outs of plans at the output, of each bucket that has some."""
-    found = [_gather(bucket) for bucket in buckets]
-    return [rollouts for rollouts in found if rollouts is not None]
+    """The roll-outs of plans at the output, together where sigmas and solver are the same."""
+    groups: dict[tuple[bytes, bytes], list[tuple[Bucket, int, dict[str, Any]]]] = {}
+    for bucket in buckets:
+        for index, rollouts in enumerate(bucket.rollouts):
+            key = bucket.sigmas[index].numpy().tobytes(), bucket.response[index].numpy().tobytes()
+            usable = [(bucket, index, rollout) for rollout in rollouts if _tells(rollout)]
+            if usable:
+                groups.setdefault(key, []).extend(usable)
+    return [_stack(members) for members in groups.values()]
 
 
-def _gather(bucket: Bucket) -> Rollouts | None:
-    found: list[tuple[int, np.ndarray, np.ndarray, dict[str, Any]]] = []
-    for index, rollouts in enumerate(bucket.rollouts):
-        for rollout in rollouts:
-            plan = np.asarray(rollout["plan"]).astype(np.int64)
-            shared = rollout["at_output"] and (plan != COMPUTE).any()
-            if shared and rollout["final_error"] > 0:
-                coefficients = np.asarray(rollout["coefficients"]).mean(axis=1)
-                found.append((index, plan[:, 0], coefficients, rollout))
-    if not found:
-        return None
-    rows = torch.tensor([index for index, *_ in found])
-    steps = [sources(actions) for _, actions, _, _ in found]
-    errors = [
-        executed_errors(bucket.gram[index, 0], actions, source, coefficients)
-        for (index, actions, coefficients, _), source in zip(found, steps, strict=True)
-    ]
-    ends = [correcting_steps(actions, _corrections(rollout)) for _, actions, _, rollout in found]
-    left = [
-        corrected_errors(bucket.gram[index, 0], error, source, end)
-        for (index, *_), error, source, end in zip(found, errors, steps, ends, strict=True)
-    ]
-    final = torch.tensor([float(rollout["final_error"]) for *_, rollout in found])
-    return Rollouts(
-        actions=torch.from_numpy(np.stack([actions for _, actions, _, _ in found])),
-        coefficients=torch.tensor(np.stack([betas for _, _, betas, _ in found])).float(),
-        steps=torch.stack(steps),
-        ends=torch.stack(ends),
-        errors=torch.stack(errors),
-        left=torch.stack(left),
-        strengths=torch.stack([_strengths(rollout) for *_, rollout in found]),
-        sigmas=bucket.sigmas[rows],
-        embedding=bucket.embedding[rows],
-        features=bucket.features[rows],
-        log_final_error=final.log(),
-        psnr=torch.tensor([float(rollout["psnr"]) for *_, rollout in found]),
+def _tells(rollout: dict[str, Any]) -> bool:
+    """Whether anything was skipped at the output, and left an error."""
+    skipped = (np.asarray(rollout["plan"]) != COMPUTE).any()
+    return bool(rollout["at_output"] and skipped and rollout["final_error"] > 0)
+
+
+def _stack(members: list[tuple[Bucket, int, dict[str, Any]]]) -> Rollouts:
+    places = [(bucket, index) for bucket, index, _ in members]
+    rollouts = [rollout for *_, rollout in members]
+    runs, corrections = plan_runs(
+        [np.asarray(rollout["plan"])[:, 0] == COMPUTE for rollout in rollouts],
+        [np.asarray(rollout["coefficients"]).mean(axis=1) for rollout in rollouts],
+        [_corrections(rollout) for rollout in rollouts],
     )
+    first, index = places[0]
+    return Rollouts(
+        runs=runs,
+        corrections=corrections,
+        sigmas=first.sigmas[index],
+        response=first.response[index],
+        gram=torch.stack([bucket.gram[index, 0] for bucket, index in places]),
+        embedding=torch.stack([bucket.embedding[index] for bucket, index in places]),
+        features=torch.stack([bucket.features[index] for bucket, index in places]),
+        log_final_error=torch.tensor([float(r["final_error"]) for r in rollouts]).log(),
+        psnr=torch.tensor([float(rollout["psnr"]) for rollout in rollouts]),
+    )
+
+
+def plan_runs(
+    computed: list[np.ndarray], coefficients: list[np.ndarray], corrections: list[np.ndarray]
+) -> tuple[Runs, Tensor]:
+    """The runs of R plans, and the corrections (B, 2) after them.
+
+    Args:
+        computed: bool (S,) of each plan.
+        coefficients: (S,) of each plan's forecasts; 0 where reused or computed.
+        corrections: (S, 2) of each plan.
+    """
+    found, betas, made = [], [], []
+    for which, steps in enumerate(computed):
+        order = [0, *np.flatnonzero(steps), len(steps)]
+        for previous, latest, after in zip(order, order[1:], order[2:], strict=False):
+            if after > latest + 1:
+                found.append((previous, latest, after, which))
+                betas.append(torch.from_numpy(coefficients[which][latest + 1 : after]))
+                end = after < len(steps)
+                made.append(corrections[which][after] if end else np.zeros(2))
+    previous, latest, following, which = torch.tensor(found).unbind(1)
+    padded = torch.nn.utils.rnn.pad_sequence(betas, batch_first=True)
+    return Runs(previous, latest, following, which, padded), torch.from_numpy(np.stack(made))
 
 
 def _corrections(rollout: dict[str, Any]) -> np.ndarray:
     """(S, 2); zeros in trace sets from before plans corrected."""
     found = rollout.get("corrections")
     return np.zeros((len(rollout["plan"]), 2)) if found is None else np.asarray(found)
-
-
-def _strengths(rollout: dict[str, Any]) -> Tensor:
-    """(S,); ones in trace sets from before corrections had a strength."""
-    found = rollout.get("strengths")
-    return torch.ones(len(rollout["plan"])) if found is None else torch.tensor(found).float()

@@ -8,6 +8,7 @@ import numpy as np
 
 from foresight.plan import Plan
 from foresight.rollout import sample_plan
+from foresight.solver import euler_response
 from foresight.traces import TraceSet
 
 NUM_BLOCKS = 3
@@ -38,6 +39,7 @@ def trace(number: int, prompt: str, rng: np.random.Generator) -> dict[str, Any]:
     embedding = np.random.default_rng(list(prompt.encode())).normal(size=PROMPT_WIDTH)
     vectors = residuals(rng, restless=0.5 * np.exp(0.5 * embedding[0]))
     stack = vectors.sum(axis=0)
+    sigmas = np.linspace(0.99, 0.1, NUM_STEPS)
     return {
         "generation_id": f"{number:05d}",
         "model": json.dumps(MODEL),
@@ -52,7 +54,8 @@ def trace(number: int, prompt: str, rng: np.random.Generator) -> dict[str, Any]:
         "guidance_scale": 4.0,
         "scheduler": "MadeUpScheduler",
         "timesteps": np.linspace(999, 0, NUM_STEPS),
-        "sigmas": np.linspace(0.99, 0.1, NUM_STEPS),
+        "sigmas": sigmas,
+        "response": euler_response(sigmas),
         "gram": np.einsum("bid,bjd->bij", vectors, vectors) / 32,
         "group_names": ["stack", "output"],
         "group_gram": np.repeat((stack @ stack.T)[None] / 64, 2, axis=0),
@@ -75,6 +78,7 @@ def rollout(row: dict[str, Any], plan: Plan, rng: np.random.Generator) -> dict[s
         "kind": "stack",
         "plan": plan.actions,
         "coefficients": plan.coefficients,
+        "corrections": plan.corrections,
         "at_output": True,
         "compute_fraction": 1 - skipped,
         "final_error": 0.01 * skipped**2 * rng.uniform(0.8, 1.2),
@@ -95,9 +99,7 @@ def write_trace_set(folder: Path, *, prompts: int = 6, seeds: int = 1) -> Path:
     for number in range(prompts * seeds):
         rng = np.random.default_rng(number)
         row = trace(number, f"prompt {number % prompts}", rng)
-        plans = [
-            sample_plan("stack", rng, row["group_gram"][1], row["sigmas"], NUM_BLOCKS)
-            for _ in range(2)
-        ]
+        known = row["group_gram"][1], row["sigmas"], NUM_BLOCKS, row["response"]
+        plans = [sample_plan("stack", rng, *known) for _ in range(2)]
         traces.add(number, row, [rollout(row, plan, rng) for plan in plans])
     return folder

@@ -12,13 +12,24 @@ from latte_by_hand import PROFILED_CONFIG, PROFILED_PROMPTS
 from synthetic_traces import MODEL, NUM_BLOCKS, NUM_STEPS, PROMPT_WIDTH, write_trace_set
 
 from benchmarks import ablations
-from benchmarks.ablation_forecasts import best_constants, line, stack_model
+from benchmarks.ablation_forecasts import (
+    AtStack,
+    answering,
+    best_constants,
+    constant,
+    damped_line,
+    line,
+    reusing,
+    stack_model,
+)
 from benchmarks.ablation_foresight import Following, ForesightRun
 from benchmarks.ablation_policies import (
     ExactCount,
     FixedPower,
     GivenSteps,
+    NoCorrections,
     NoGains,
+    NoReaction,
     OneStepLabel,
     WorstRun,
     even_cadence,
@@ -47,13 +58,14 @@ COUNTS = {1.5: 7, 2.0: 5, 3.0: 3}  # of ten steps
 
 
 def untrained(folder) -> LearnedPolicy:
-    """A policy that knows its traces' kernel, with gains and power that matter."""
+    """A policy that knows its traces' kernel, with dynamics and a power that matter."""
     generations = load_generations([folder])
     settings = TrainConfig([folder], folder / "unused")
     data = TraceData(*split_by_prompt(generations, 0.34, 0), settings)
     module = ReuseTraining.for_data(settings, data)
     with torch.no_grad():
-        module.model.gain.weight[0, :2] = torch.tensor([-1.5, 0.4])
+        module.model.dynamics.reaction[:2] = torch.tensor([-0.8, 0.3])
+        module.model.dynamics.log_power.fill_(-1.0)
     facts = fingerprint_of(generations[0].trace)
     model = module.model.requires_grad_(False)
     return LearnedPolicy(model, facts, measured_costs(generations))
@@ -103,31 +115,96 @@ def runs_of(computed):
             yield previous, latest, list(range(latest + 1, after)), after
 
 
+def predictions(policy, told):
+    """Vectors (S, S) with the Gram matrix that the policy expects, the first of them 0."""
+    with torch.no_grad():
+        gram = policy.model.gram(torch.from_numpy(told.sigmas).float(), policy._context(told))[0]
+    scale, axes = np.linalg.eigh(gram.numpy())
+    return axes * np.sqrt(scale.clip(0))
+
+
+def least_squares(v, sigmas, p, a, s):
+    return (
+        np.linalg.lstsq((v[a] - v[p])[:, None], v[s] - v[a], rcond=None)[0].item() if p < a else 0
+    )
+
+
+def reused(v, sigmas, p, a, s):
+    return 0
+
+
+def halfway_on(v, sigmas, p, a, s):
+    return 0.5 * (sigmas[a] - sigmas[s]) / (sigmas[p] - sigmas[a]) if p < a else 0
+
+
+def always_the_same(v, sigmas, p, a, s):
+    return 0.7 if p < a else 0
+
+
+RULES = {reused: reusing, halfway_on: damped_line(0.5), always_the_same: constant(0.7)}
+
+
+def final_latents(scheduler, predicted):
+    """Latents (d,) after a scheduler's steps from 0, given every prediction (S, d)."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    scheduler.set_timesteps(NUM_STEPS)
+    latents = torch.zeros(NUM_STEPS, dtype=torch.float64)
+    for timestep, each in zip(scheduler.timesteps, torch.from_numpy(predicted), strict=True):
+        (latents,) = scheduler.step(each, timestep, latents, return_dict=False)
+    return latents.numpy()
+
+
+def executed(plan, v):
+    """What a plan returns for predictions (S, d) that nothing changes."""
+    returned, seen = [], []
+    for s, (action, beta) in enumerate(
+        zip(plan.actions[:, 0], plan.coefficients[:, 0], strict=True)
+    ):
+        kappa, lam = plan.corrections[s].tolist()
+        if action == COMPUTE:
+            seen.append(v[s])
+            change = kappa * (seen[-1] - seen[-2]) if kappa else 0
+            returned.append(v[s] + change - (lam * (seen[-2] - seen[-3]) if lam else 0))
+        elif action == REUSE:
+            returned.append(seen[-1])
+        else:
+            returned.append(seen[-1] + beta * (seen[-1] - seen[-2]))
+    return np.stack(returned)
+
+
 @pytest.mark.parametrize("name", PLANNED)
 def test_every_variant_computes_exactly_the_steps_asked_for(name, policy, traces, told):
     variant = PLANNED[name](policy, load_generations([traces]))
+    uncorrected = ("no-gains", "one-step-label", "no-corrections", "stack", "reuse-only")
+    plain = ("plain", "warmed-up-plain")
     for speedup in SPEEDUPS:
         plan = variant.at(speedup).begin(told)
         assert plan.shape == (NUM_STEPS, NUM_BLOCKS)
         assert computed_by(plan).sum() == COUNTS[speedup]
         assert (plan.actions == plan.actions[:, :1]).all()
         assert plan.at_output == (name != "stack")
-        corrects = name not in ("no-corrections", "stack", "reuse-only", "plain", "warmed-up-plain")
-        assert plan.corrections.any() == corrects
-        forecasts = name not in ("reuse-only", "plain", "warmed-up-plain")
-        assert (plan.actions == FORECAST).any() == forecasts
+        assert plan.corrections.any() == (name not in (*uncorrected, *plain))
+        assert (plan.actions == FORECAST).any() == (name not in ("reuse-only", *plain))
 
 
 def test_choosing_as_the_policy_does_gives_its_own_plan(policy, told):
+    risks = policy._risks(told, NUM_STEPS)
     for speedup in SPEEDUPS:
         own = ExactCount.of(policy).at(speedup).begin(told)
-        power = policy.model.power.item()
+        power = policy.model.dynamics.power.item()
         again = FixedPower.at_power(policy, power).at(speedup).begin(told)
         steps = GivenSteps.chosen_by(policy, lambda *_, own=own: computed_by(own))
-        for plan in (again, steps.at(speedup).begin(told)):
+        direct = risks.plan(computed_by(own), NUM_BLOCKS)
+        for plan in (again, direct, steps.at(speedup).begin(told)):
             assert (plan.actions == own.actions).all()
-            assert (plan.coefficients == own.coefficients).all()
-            assert plan.corrections == pytest.approx(own.corrections)
+            assert plan.coefficients == pytest.approx(own.coefficients)
+            assert plan.corrections == pytest.approx(own.corrections, rel=1e-4, abs=1e-6)
+
+
+def test_given_steps_may_lie_far_apart(policy, told):
+    first = np.arange(NUM_STEPS) < 1
+    plan = GivenSteps.chosen_by(policy, lambda *_: first).at(1.5).begin(told)
+    assert (computed_by(plan) == first).all()
 
 
 @pytest.mark.parametrize("speedup", SPEEDUPS)
@@ -142,29 +219,101 @@ def test_the_worst_run_is_the_least_of_all_plans(policy, told, speedup):
     assert found == min(map(worst, choices(COUNTS[speedup])))
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0])
 @pytest.mark.parametrize("speedup", SPEEDUPS)
-def test_the_one_step_label_adds_squared_errors_of_the_output(policy, told, speedup):
-    own = OneStepLabel.of(policy).at(speedup)
-    amplitude, _, gain = policy._predict(told, NUM_STEPS)
+def test_a_power_adds_up_what_runs_leave(policy, told, speedup, power):
+    energies = policy._risks(told, NUM_STEPS).damage
 
     def damage(computed):
-        return sum(
-            (amplitude[p, a, s] / gain[s]) ** 2 for p, a, run, _ in runs_of(computed) for s in run
-        )
+        return sum(energies[p, a, after] ** power for p, a, _, after in runs_of(computed))
 
-    found = damage(computed_by(own.begin(told)))
+    found = damage(computed_by(FixedPower.at_power(policy, power).at(speedup).begin(told)))
     assert found == pytest.approx(min(map(damage, choices(COUNTS[speedup]))))
 
 
-def test_gains_are_all_that_is_taken_away(policy, told):
-    amplitude, coefficients, gain = policy._predict(told, NUM_STEPS)
-    assert gain.max() > 2 * gain.min()
-    without, same, ones = NoGains.of(policy)._predict(told, NUM_STEPS)
-    assert (ones == 1).all()
-    assert (same == coefficients).all()
-    finite = np.isfinite(amplitude)
-    assert (np.isfinite(without) == finite).all()
-    assert without[finite] == pytest.approx((amplitude / gain)[finite])
+@pytest.mark.parametrize("coefficient", [least_squares, *RULES])
+@pytest.mark.parametrize("variant", [OneStepLabel, NoGains])
+@pytest.mark.parametrize("speedup", SPEEDUPS)
+def test_without_gains_squared_errors_of_the_output_add_up(
+    policy, told, speedup, variant, coefficient
+):
+    """Over a run; over runs they do for the one-step label, and else by the policy's power."""
+    changed = answering(policy, RULES[coefficient]) if coefficient in RULES else policy
+    plan = variant.of(changed).at(speedup).begin(told)
+    v = predictions(policy, told)
+    power = 1.0 if variant is OneStepLabel else policy.model.dynamics.power.item()
+    assert variant is OneStepLabel or abs(power - 1) > 0.1
+
+    def energy(p, a, run):
+        betas = np.array([coefficient(v, told.sigmas, p, a, s) for s in run]).clip(-1, 8)
+        missed = v[a] + betas[:, None] * (v[a] - v[p]) - v[run]
+        return (missed**2).sum()
+
+    def damage(computed):
+        return sum(energy(p, a, run) ** power for p, a, run, _ in runs_of(computed))
+
+    least = min(map(damage, choices(COUNTS[speedup])))
+    assert damage(computed_by(plan)) == pytest.approx(least, rel=1e-6)
+    for p, a, run, _ in runs_of(computed_by(plan)):
+        betas = [coefficient(v, told.sigmas, p, a, s) for s in run]
+        assert plan.coefficients[run, 0] == pytest.approx(np.clip(betas, -1, 8), rel=1e-4)
+    assert not plan.corrections.any()
+
+
+@pytest.mark.parametrize("corrects", [True, False])
+def test_without_reaction_damage_is_what_the_scheduler_makes_of_it(policy, told, corrects):
+    """Against its own steps; least squares bound what any correction can reach."""
+    v = predictions(policy, told)
+    risks = NoReaction.of(policy)._risks(told, NUM_STEPS, corrects=corrects)
+    right = final_latents(told.scheduler, v)
+
+    def effect(predicted):
+        return final_latents(told.scheduler, predicted) - right
+
+    for a, after in itertools.combinations(range(1, NUM_STEPS + 1), 2):
+        if after == a + 1:
+            continue
+        computed = np.array([s <= a or s >= after for s in range(NUM_STEPS)])
+        plan = risks.plan(computed, NUM_BLOCKS)
+        plain = effect(executed(dataclasses.replace(plan, corrections=np.zeros((0, 2))), v))
+        left = effect(executed(plan, v))
+        scale = float(plain @ plain)
+        assert risks.damage[a - 1, a, after] == pytest.approx(
+            left @ left, rel=1e-3, abs=1e-5 * scale
+        )
+        if corrects and after < NUM_STEPS:
+            unit = np.arange(NUM_STEPS)[:, None] == after
+            ways = [effect(v + unit * way) for way in (v[after] - v[a], v[a] - v[a - 1])]
+            least = np.linalg.lstsq(np.stack(ways, axis=1), -plain, rcond=None)[1]
+            assert left @ left == pytest.approx(least.sum(), rel=0.05, abs=0.01 * scale)
+        else:
+            assert not plan.corrections.any()
+
+
+def test_corrections_are_all_that_no_corrections_takes_away(policy, told):
+    without = NoCorrections.of(policy)._risks(told, NUM_STEPS)
+    own = policy._risks(told, NUM_STEPS)
+    assert not without.corrections.any()
+    assert own.corrections.any()
+    assert (without.coefficients == own.coefficients).all()
+    assert (without.damage[..., -1] == own.damage[..., -1]).all()  # nothing comes after
+    skips = own.rows[..., :-1] >= 0
+    assert (without.damage[..., :-1][skips] > own.damage[..., :-1][skips]).all()
+    for name in ("response", "reaction", "reach", "doubt"):
+        same = getattr(NoCorrections.of(policy).dynamics(told), name)
+        assert (same == getattr(policy.dynamics(told), name)).all()
+
+
+@pytest.mark.parametrize("coefficient", RULES)
+def test_rules_outlast_a_change_of_variant(policy, told, coefficient):
+    """What is planned is what is run: forecasts by the rule, and corrections made for them."""
+    changed = answering(policy, RULES[coefficient])
+    for variant in (ExactCount.of(changed), NoReaction.of(changed), NoCorrections.of(changed)):
+        plan = variant.at(2.0).begin(told)
+        for p, a, run, _ in runs_of(computed_by(plan)):
+            expected = [coefficient(None, told.sigmas, p, a, s) for s in run]
+            assert plan.coefficients[run, 0] == pytest.approx(expected)
+    assert policy._risks(told, 8).coefficients.std() > 0.1  # stays as it was
 
 
 def test_cadences():
@@ -197,19 +346,21 @@ def test_the_line_goes_on_as_it_came():
     assert line(levels).tolist() == pytest.approx([0.5, 2.0, 0.0])
 
 
-def test_the_stack_model_reads_the_stack(traces):
+def test_the_stack_model_reads_the_stack(policy, told, traces):
     rows = TraceSet.open(traces).traces
     for row in rows:
         row["group_gram"][1] = np.eye(NUM_STEPS)  # the output must not be read
     mean = np.mean([row["group_gram"][0] for row in rows], axis=0)
     model = stack_model(rows)
-    s, a, p = 7, 5, 4
-    levels = torch.tensor(rows[0]["sigmas"][[s, a, p]]).float()[None]
-    nothing = model.context(torch.zeros(1, 1), torch.zeros(1, 5))
-    found = model(torch.zeros(1, dtype=torch.long), levels, nothing)
-    along = mean[s, a] - mean[s, p] - mean[a, a] + mean[a, p]
-    length = mean[a, a] + mean[p, p] - 2 * mean[a, p]
-    assert found["coefficient"].item() == pytest.approx(along / length, rel=1e-3)
+    computed = np.isin(np.arange(NUM_STEPS), (0, 2, 4, 5, 8))
+    inner = GivenSteps.chosen_by(policy, lambda *_: computed)
+    plan = AtStack(inner, model).at(2.0).begin(told)
+    assert (computed_by(plan) == computed).all()
+    assert plan.coefficients[1, 0] == 0
+    for s, a, p in ((3, 2, 0), (6, 5, 4), (7, 5, 4), (9, 8, 5)):
+        along = mean[s, a] - mean[s, p] - mean[a, a] + mean[a, p]
+        length = mean[a, a] + mean[p, p] - 2 * mean[a, p]
+        assert plan.coefficients[s] == pytest.approx(along / length, rel=1e-3)
 
 
 def test_followed_decisions_are_forecast_per_block(policy, told):

@@ -15,7 +15,7 @@ from foresight.inspection import (
     time_shares,
     variance_shares,
 )
-from foresight.inspection_policy import neutral_generation, predicted_change
+from foresight.inspection_policy import neutral_generation, predicted_change, predicted_gain
 from foresight.plotting import rows_by_kind
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.network import ReuseModel
@@ -160,6 +160,12 @@ def test_predicted_change_is_the_kernels(policy):
     assert changes.shape == (1 + NUM_BLOCKS, 9)
     expected = np.square(0.2 * np.array([4, 1, 2, 3]))[:, None].repeat(9, axis=1)
     np.testing.assert_allclose(changes, expected, rtol=1e-3)
+
+
+def test_the_gain_of_a_model_that_does_not_react_is_the_size_of_the_solvers_steps(policy):
+    generation = neutral_generation(policy, 11)
+    expected = -np.diff(np.append(generation.sigmas, 0))
+    np.testing.assert_allclose(predicted_gain(policy, generation), expected, rtol=1e-6)
 
 
 def test_policy_is_drawn(tmp_path, policy):

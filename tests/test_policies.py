@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from latte_by_hand import NUM_BLOCKS, PROMPT, STEPS, sample, watch_blocks
 
 import foresight
@@ -13,7 +14,7 @@ from foresight.fingerprint import fingerprint
 from foresight.models.architecture import TEXT_WIDTH
 from foresight.pipeline import generate
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
-from foresight.planner import run_weights, shortest_paths
+from foresight.planner import shortest_paths
 from foresight.policies import BUILT_IN, load_policy, sweep
 from foresight.policies.fixed import FewerStepsPolicy, RandomPolicy, StaticPolicy, warmup_length
 from foresight.policies.foresight import ForesightPolicy
@@ -276,6 +277,56 @@ def test_a_learned_plan_comes_as_close_to_its_budget_as_whole_steps_allow(
         assert (plan.coefficients[plan.actions != FORECAST] == 0).all()
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_computed_steps_correct_where_the_solver_s_response_is_known(learned, generation, known):
+    scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
+    scheduler.set_timesteps(STEPS)
+    if known:
+        generation = dataclasses.replace(generation, scheduler=scheduler)
+    plan = learned.at(2.0).begin(generation)
+    computed = plan.actions[:, 0] == COMPUTE
+    after_a_run = computed & ~np.concatenate([[True], computed[:-1]])
+    assert after_a_run.any()
+    assert (plan.corrections.any(axis=1) == (after_a_run & known)).all()
+
+
+def walk_kernel(rng: np.random.Generator, levels: int) -> torch.Tensor:
+    """Gram matrices (1 + N, M, M) of residuals that wander."""
+    walks = rng.normal(size=(1 + NUM_BLOCKS, levels, 30)).cumsum(axis=1)
+    return torch.from_numpy(walks @ walks.swapaxes(1, 2)).float()
+
+
+def test_an_untrained_network_expects_the_outputs_of_its_kernel(rng):
+    """Interpolated linearly between its levels: distances of the vectors are those."""
+    model = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=9)
+    grid, kernel = np.linspace(1, 0.1, 9), walk_kernel(rng, 9)
+    model.fit_kernel(torch.from_numpy(grid), kernel)
+    sigmas = np.sort(rng.uniform(0.12, 0.98, 14))[::-1].copy()
+    context = model.context(torch.randn(2, TEXT_WIDTH), torch.randn(2, 5))
+    with torch.no_grad():
+        found = model.gram(torch.from_numpy(sigmas).float(), context).numpy()
+    share = np.stack([np.interp(sigmas[::-1], grid[::-1], row)[::-1] for row in np.eye(9)[:, ::-1]])
+    expected = share.T @ kernel[0].double().numpy() @ share
+
+    def distances(gram):
+        own = np.diagonal(gram, axis1=-2, axis2=-1)
+        return own[..., :, None] + own[..., None, :] - 2 * gram
+
+    for each in found:
+        assert distances(each) == pytest.approx(distances(expected), rel=1e-4, abs=1e-4)
+
+
+def test_expected_outputs_are_those_of_real_vectors_whatever_the_weights(learned, rng):
+    learned.model.fit_kernel(torch.linspace(1, 0, 8), walk_kernel(rng, 8))
+    context = learned.model.context(torch.randn(3, TEXT_WIDTH), torch.randn(3, 5))
+    with torch.no_grad():
+        grams = learned.model.gram(torch.linspace(0.99, 0.02, 25), context)
+    torch.testing.assert_close(grams, grams.mT)
+    spectra = torch.linalg.eigvalsh(grams)
+    assert (spectra[:, 0] > -1e-9 * spectra[:, -1]).all()
+    assert not torch.allclose(grams[0], grams[1], rtol=0.01)
+
+
 def test_a_learned_plan_spends_its_budget_on_runs_longer_than_usual(learned, generation):
     generation = dataclasses.replace(generation, sigmas=np.linspace(0.99, 0.05, 60))
     learned.costs = {"block_seconds": [1.0], "overhead_seconds": 0.01, "skip_seconds": 0.0}
@@ -304,9 +355,13 @@ def test_a_quality_is_reached_by_the_fastest_plan_that_is_good_enough(learned, g
         count = int((plan.actions[:, 0] == COMPUTE).sum())
         computed.append(count)
         most = learned.promise.highest_log_damage(quality, 0.9)
-        risks, power = learned._risks(generation, 8), learned.model.power.item()
-        weight = run_weights(risks.amplitude, power, risks.between, risks.leak)
-        least = [np.log(c) / power if c else -np.inf for c, _ in shortest_paths(weight, count)]
+        with torch.no_grad():
+            risks, dynamics = learned._risks(generation, 8), learned.model.dynamics
+        power, offset = dynamics.power.item(), dynamics.offset.item()
+        least = [
+            np.log(cost) / power + offset if cost else -np.inf
+            for cost, _ in shortest_paths(risks.damage**power, count)
+        ]
         assert least[-1] <= most
         assert all(damage > most for damage in least[:-1])
     assert computed == sorted(computed)
@@ -333,6 +388,22 @@ def test_conformal_bounds_hold_as_often_as_asked():
             damage = promise.highest_log_damage(30.0, share)
             met.append(-4.0 * damage + misses[39] >= 30.0)
         assert share - 0.02 <= np.mean(met) <= share + 0.045
+
+
+@pytest.mark.parametrize("quality", [28.0, 45.0])
+def test_margins_are_as_wide_as_misses_are_at_that_damage(quality):
+    """Misses grow with damage: nine of ten are met at a low quality and, no wider, at a high one."""
+    rng = np.random.default_rng(1)
+    usual, rise, least = 8.0, 1.0, 0.5
+    met = []
+    for _ in range(4000):
+        misses = sorted(rng.normal(size=59).tolist())
+        promise = QualityPromise(0.0, -4.0, misses, usual, rise, least)
+        damage = promise.highest_log_damage(quality, 0.9)
+        scale = max(least, usual + rise * damage)
+        assert promise.usual_miss(damage) == pytest.approx(scale)
+        met.append(-4.0 * damage + scale * rng.normal() >= quality)
+    assert 0.88 <= np.mean(met) <= 0.93
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,21 @@ import torch
 from synthetic_traces import MODEL, NUM_BLOCKS, NUM_STEPS, write_trace_set
 
 from foresight.config import UserError
-from foresight.plan import COMPUTE, FORECAST, REUSE
+from foresight.plan import Plan
+from foresight.policies.dynamics import ErrorDynamics
 from foresight.policies.learned import LearnedPolicy
+from foresight.solver import euler_response
+from foresight.traces import TraceSet
 from policy_training import labels
 from policy_training.baselines import GroupMean
 from policy_training.cli import main
 from policy_training.config import TrainConfig
 from policy_training.dataset import QueryBatches, TraceData
+from policy_training.dynamics import damage_loss, fit_dynamics, log_damage
 from policy_training.generations import load_generations, make_buckets, split_by_prompt
 from policy_training.module import ReuseTraining
 from policy_training.promise import quality_promise
-from policy_training.rollouts import Rollouts, executed_errors, gather_rollouts, sources
+from policy_training.rollouts import gather_rollouts, plan_runs
 from policy_training.train import train
 
 
@@ -82,18 +86,14 @@ def test_without_an_earlier_residual_there_is_nothing_to_forecast(vectors):
     assert labels.forecast_error(query, torch.tensor([0.7])).item() == query.change.item()
 
 
-def test_executed_errors_follow_the_plan(vectors):
-    actions = np.array([COMPUTE, COMPUTE, FORECAST, REUSE, COMPUTE, FORECAST])
-    betas = np.array([0, 0, 0.5, 0, 0, 0.25])
-    steps = sources(actions)
-    assert steps[[2, 3, 5]].tolist() == [[2, 1, 0], [3, 1, 0], [5, 4, 1]]
-    r = vectors[0]
-    expected = torch.zeros(6, dtype=torch.float64)
-    expected[2] = (r[2] - r[1] - 0.5 * (r[1] - r[0])).square().sum()
-    expected[3] = (r[3] - r[1]).square().sum()
-    expected[5] = (r[5] - r[4] - 0.25 * (r[4] - r[1])).square().sum()
-    errors = executed_errors(r @ r.T, actions, steps, betas)
-    torch.testing.assert_close(errors, expected.float())
+def test_runs_of_plans_are_those_listed_by_hand():
+    computed = [np.isin(np.arange(7), steps) for steps in ((0, 3, 4), (0, 1, 2, 3, 4, 6))]
+    betas, made = np.arange(14.0).reshape(2, 7), np.arange(28.0).reshape(2, 7, 2)
+    runs, corrections = plan_runs(computed, list(betas), list(made))
+    steps = torch.stack(runs[:4], dim=1).tolist()  # previous, latest, following, which
+    assert steps == [[0, 0, 3, 0], [3, 4, 7, 0], [3, 4, 6, 1]]
+    assert runs.coefficients.tolist() == [[1, 2], [5, 6], [12, 0]]
+    assert corrections.tolist() == [[6, 7], [0, 0], [26, 27]]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -133,11 +133,61 @@ def test_ablations_change_the_prompt_and_nothing_else(traces):
     assert torch.equal(own.gram, shuffled.gram)
 
 
-def test_roll_outs_are_paired_with_their_generation(traces):
-    buckets = make_buckets(load_generations([traces]))
-    (rollouts,) = gather_rollouts(buckets)
-    assert rollouts.errors.shape == (len(rollouts.log_final_error), NUM_STEPS)
-    assert ((rollouts.errors > 0) == (rollouts.actions != COMPUTE)).all()
+def known_plan() -> Plan:
+    """Steps 4 and 5 are skipped and made good, and so is step 8."""
+    computed = ~np.isin(np.arange(NUM_STEPS), (4, 5, 8))
+    betas, made = np.zeros(NUM_STEPS), np.zeros((NUM_STEPS, 2))
+    betas[[4, 5]] = 0.5, 0.75
+    made[6], made[9] = (0.25, -0.5), (0.125, 0)
+    return Plan.whole_stack(computed, betas, NUM_BLOCKS, at_output=True, corrections=made)
+
+
+@pytest.fixture
+def known_set(tmp_path):
+    """A trace set of two generations: the first has roll-outs of a known plan and of none."""
+    folder = write_trace_set(tmp_path / "known", prompts=2)
+    found = TraceSet.open(folder)
+    row, rng = found.traces[0], np.random.default_rng(0)
+    nothing = Plan.whole_stack(np.ones(NUM_STEPS, bool), np.zeros(NUM_STEPS), NUM_BLOCKS)
+    rows = [synthetic_traces.rollout(row, plan, rng) for plan in (known_plan(), nothing)]
+    found.add(0, row, rows)
+    return folder
+
+
+def test_roll_outs_are_grouped_with_what_is_known_of_their_generation(known_set):
+    generations = load_generations([known_set])
+    (group,) = gather_rollouts(make_buckets(generations))
+    first, second = generations
+    assert len(group.psnr) == 1 + len(second.rollouts)  # that of nothing skipped tells nothing
+    own = group.runs.which == 0
+    assert [part[own].tolist() for part in group.runs[:3]] == [[2, 6], [3, 7], [6, 9]]
+    longest = group.runs.coefficients.shape[1]
+    expected = np.zeros((2, longest))
+    expected[0, :2] = 0.5, 0.75
+    assert group.runs.coefficients[own].numpy() == pytest.approx(expected)
+    assert group.corrections[own].tolist() == [[0.25, -0.5], [0.125, 0]]
+    assert group.log_final_error[0] == pytest.approx(np.log(first.rollouts[0]["final_error"]))
+    assert group.sigmas.numpy() == pytest.approx(first.trace["sigmas"])
+    assert group.response.numpy() == pytest.approx(first.trace["response"])
+    for index, generation in enumerate((first, second, second)):
+        output = generation.trace["group_gram"][1]
+        assert group.gram[index].numpy() == pytest.approx(output, rel=1e-6)
+        embedding = generation.trace["prompt_embedding"]
+        assert group.embedding[index].numpy() == pytest.approx(embedding, rel=1e-6)
+
+
+def test_solvers_of_equal_sigmas_are_kept_apart_and_unknown_ones_taken_for_eulers(traces):
+    generations = load_generations([traces])
+    for number, generation in enumerate(generations):
+        if number % 2:
+            generation.trace["response"] = 2 * generation.trace["response"]
+        else:
+            del generation.trace["response"]
+    groups = gather_rollouts(make_buckets(generations))
+    euler = euler_response(generations[0].trace["sigmas"])
+    for factor, group in enumerate(groups, start=1):
+        assert group.response.numpy() == pytest.approx(factor * euler, rel=1e-6)
+    assert len(groups) == 2
 
 
 def test_group_mean_falls_back_to_coarser_keys():
@@ -145,6 +195,31 @@ def test_group_mean_falls_back_to_coarser_keys():
     fitted = GroupMean().fit(keys, np.array([1.0, 3.0, 8.0]))
     asked = (np.array([[0, 1], [0, 9], [5, 5]]), np.array([[0], [0], [5]]))
     assert fitted.predict(asked).tolist() == [2.0, 4.0, 4.0]
+
+
+def test_fitting_the_dynamics_lowers_the_loss_of_roll_outs(traces):
+    groups = gather_rollouts(make_buckets(load_generations([traces])))
+    fitted, again, plain = ErrorDynamics(), ErrorDynamics(), ErrorDynamics()
+    fit_dynamics(fitted, groups)
+    fit_dynamics(again, groups)
+    with torch.no_grad():
+        assert damage_loss(fitted, groups) < damage_loss(plain, groups) / 2
+    for one, other in zip(fitted.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_dynamics_that_made_the_errors_are_found_again(traces):
+    groups = gather_rollouts(make_buckets(load_generations([traces])))
+    true, fitted = ErrorDynamics(), ErrorDynamics()
+    with torch.no_grad():
+        true.reaction += torch.tensor([-0.5, 0.3, 0.1])
+        true.offset.fill_(0.4)
+        groups = [g._replace(log_final_error=log_damage(true, g, g.gram)) for g in groups]
+        before = damage_loss(fitted, groups).item()
+    fit_dynamics(fitted, groups)
+    with torch.no_grad():
+        assert damage_loss(fitted, groups) < 0.01 * before
+    assert fitted.reaction.tolist() == pytest.approx(true.reaction.tolist(), abs=0.1)
 
 
 def test_training_lowers_the_loss(traces, tmp_path):
@@ -158,7 +233,7 @@ def test_training_lowers_the_loss(traces, tmp_path):
     totals = []
     for queries in map(batches.__getitem__, range(len(batches))):
         parts = [*module.losses(queries, module(queries)).values()]
-        total = torch.stack([*parts, module.rollout_loss(data.train_rollouts)]).sum()
+        total = torch.stack(parts).sum()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -187,33 +262,23 @@ def test_train_exports_a_policy_that_loads(traces, tmp_path):
     assert (output / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_damage_of_corrected_steps_follows_their_strength(traces, tmp_path):
-    """One step skipped and corrected: full strength leaves the leak, none leaves the error."""
-    config = settings(traces, tmp_path)
-    data = TraceData(*split_by_prompt(load_generations([traces]), 0.34, 0), config)
-    module = ReuseTraining.for_data(config, data)
-    group = data.train_rollouts[0]
-    first = Rollouts(*(value[:1] for value in group))
-    actions = torch.full((1, NUM_STEPS), COMPUTE)
-    actions[0, 4] = REUSE
-    ends = torch.arange(NUM_STEPS)[None].clone()
-    errors, left = torch.zeros(2, 1, NUM_STEPS)
-    errors[0, 4], left[0, 4] = 0.5, 0.1
+def test_damage_of_a_plan_is_what_its_predictions_leave(known_set):
+    """Of a model that does not react, with two runs whose energies add up: by hand, in vectors."""
+    (group,) = gather_rollouts(make_buckets(load_generations([known_set])))
+    dynamics = ErrorDynamics().requires_grad_(False)
+    dynamics.doubt[0] = -99
+    dynamics.log_power.fill_(0.7 - np.log(2))  # a power of 1
+    dynamics.offset.fill_(0.25)
+    found = log_damage(dynamics, group, group.gram)[0].item()
 
-    def energy(end, strength):
-        ends[0, 4] = end
-        rollout = first._replace(
-            actions=actions, ends=ends, strengths=torch.full((1, NUM_STEPS), strength)
-        )
-        with torch.no_grad():
-            return module.log_damage(rollout, errors, left).exp().item()
-
-    with torch.no_grad():
-        leak = module.model.leak(first.sigmas[0, 4], first.sigmas[0, 5]).item()
-    whole = energy(4, 1.0)
-    for strength in (0.0, 0.3, 1.0):
-        expected = 0.1 + 0.4 * (1 - strength) ** 2 + 0.5 * leak * strength**2
-        assert energy(5, strength) / whole == pytest.approx(expected / 0.5, rel=1e-4)
+    values, axes = np.linalg.eigh(group.gram[0].double().numpy())
+    v = axes * np.sqrt(values.clip(0))  # (S, S), with the inner products of the Gram matrix
+    reach = group.response[:, -1].numpy()
+    first = [(v[3] + beta * (v[3] - v[2]) - v[s]) * reach[s] for s, beta in ((4, 0.5), (5, 0.75))]
+    first.append((0.25 * (v[6] - v[3]) + 0.5 * (v[3] - v[2])) * reach[6])
+    second = [(v[7] - v[8]) * reach[8], 0.125 * (v[9] - v[7]) * reach[9]]
+    energy = sum(np.square(np.sum(parts, axis=0)).sum() for parts in (first, second))
+    assert found == pytest.approx(np.log(energy) + 0.25, abs=1e-3)
 
 
 def test_the_promise_is_fitted_on_one_side_and_measured_on_the_other(traces, tmp_path):

@@ -32,9 +32,10 @@ from foresight.policies.learned import LearnedPolicy
 from foresight.policies.network import ReuseModel
 from foresight.profiling import measure_timing, profile
 from foresight.recorder import TraceRecorder
-from foresight.rollout import KINDS, best_coefficients, sample_plan
+from foresight.rollout import KINDS, random_strengths, sample_plan
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
+from foresight.solver import euler_response, solver_response
 from foresight.traces import TraceSet
 
 SKETCH_WIDTH = 4093
@@ -217,34 +218,48 @@ def decode(pipe, latents: torch.Tensor) -> np.ndarray:
     return np.round(pipe.video_processor.postprocess_video(video, "np")[0] * 255)
 
 
-def test_sampled_plans_cover_reuse_and_forecast(rng):
+def test_kinds_of_roll_outs_go_in_turn_over_all_generations(pipe, tmp_path):
+    found = profile(pipe, PROFILED_PROMPTS[:2], [PROFILED_CONFIG], tmp_path, rollouts=1)
+    assert [row["kind"] for row in found.rollouts] == list(KINDS[:2])
+
+
+def test_a_trace_holds_the_response_of_its_solver(profiled, pipe):
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(PROFILED_CONFIG.num_inference_steps)
+    for trace in TraceSet.open(profiled).traces:
+        assert trace["response"] == pytest.approx(solver_response(scheduler), rel=1e-6)
+
+
+def test_sampled_plans_cover_reuse_forecast_and_correction(rng):
     vectors = rng.normal(size=(20, 50)).cumsum(axis=0)
-    gram = vectors @ vectors.T
+    gram, sigmas = vectors @ vectors.T, np.linspace(0.99, 0.05, 20)
     seen = set()
-    for _ in range(60):
-        for kind in ("planned", "stack", "single"):
-            plan = sample_plan(kind, rng, gram, np.linspace(0.99, 0.05, 20), NUM_BLOCKS)
-            assert plan.shape == (20, NUM_BLOCKS)
-            assert (plan.actions[0] == COMPUTE).all()
-            assert plan.at_output
-            assert (plan.actions == plan.actions[:, :1]).all()
-            runs = np.diff((plan.actions[:, 0] != COMPUTE).astype(int), prepend=0) == 1
-            if kind == "single":
-                assert runs.sum() == 1
-            seen |= set(plan.actions.flatten().tolist())
-    assert seen == {COMPUTE, REUSE, FORECAST}
+    for corrects in (True, False):
+        for _ in range(30):
+            for kind in ("planned", "stack", "single"):
+                plan = sample_plan(
+                    kind, rng, gram, sigmas, NUM_BLOCKS, euler_response(sigmas), corrects=corrects
+                )
+                assert plan.shape == (20, NUM_BLOCKS)
+                assert (plan.actions[0] == COMPUTE).all()
+                assert plan.at_output
+                assert (plan.actions == plan.actions[:, :1]).all()
+                runs = np.diff((plan.actions[:, 0] != COMPUTE).astype(int), prepend=0) == 1
+                if kind == "single":
+                    assert runs.sum() == 1
+                corrected = plan.corrections.any(axis=1)
+                assert not corrected[plan.actions[:, 0] != COMPUTE].any()
+                seen |= {(corrects, action) for action in plan.actions.flatten().tolist()}
+                seen |= {(corrects, "corrected") for _ in np.flatnonzero(corrected)}
+    actions = {(corrects, a) for corrects in (True, False) for a in (COMPUTE, REUSE, FORECAST)}
+    assert seen == actions | {(True, "corrected")}
 
 
-def test_best_coefficients_are_least_squares(rng):
-    vectors = rng.normal(size=(8, 30)).cumsum(axis=0)
-    computed = np.array([1, 1, 0, 0, 1, 0, 1, 0], bool)
-    betas = best_coefficients(vectors @ vectors.T, computed)
-    for step, previous, latest in ((2, 0, 1), (3, 0, 1), (5, 1, 4), (7, 4, 6)):
-        slope = (vectors[latest] - vectors[previous])[:, None]
-        expected = np.linalg.lstsq(slope, vectors[step] - vectors[latest], rcond=None)[0][0]
-        assert betas[step] == pytest.approx(np.clip(expected, -1, 8))
-    assert (betas[computed] == 0).all()
-    assert not best_coefficients(vectors @ vectors.T, np.arange(8) == 0).any()
+def test_some_corrections_are_left_out_and_some_overdone(rng):
+    strengths = random_strengths(rng, 20000)
+    made = strengths[strengths > 0]
+    assert (strengths == 0).mean() == pytest.approx(0.2, abs=0.02)
+    assert (made.min(), made.max()) == pytest.approx((0.2, 1.3), abs=0.01)
 
 
 # Stopping, going on, and refusing.
@@ -361,14 +376,16 @@ def test_another_model_is_refused_and_changes_nothing(profiled, other_pipe):
 
 
 def test_an_on_policy_round_rolls_the_policys_own_plans_out(pipe, tmp_path):
+    """Every other one as it is, the rest with corrections of other strengths."""
     torch.manual_seed(0)
     network = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8)
     costs = {"block_seconds": [1.0], "overhead_seconds": 0.0, "skip_seconds": 0.0}
     policy = LearnedPolicy(network, fingerprint(pipe), costs)
     few = PROFILED_PROMPTS[:1], [PROFILED_CONFIG], tmp_path
-    traces = profile(pipe, *few, rollouts=3, policy=policy)
-    seen: list[Plan] = []
-    for row in traces.rollouts:
+    traces = profile(pipe, *few, rollouts=6, policy=policy)
+    seen: set[bytes] = set()
+    varied = 0
+    for index, row in enumerate(traces.rollouts):
         assert row["kind"] == "policy"
         computed = np.asarray(row["plan"])[:, 0] == COMPUTE
         speedup = PROFILED_CONFIG.num_inference_steps / computed.sum()
@@ -377,9 +394,17 @@ def test_an_on_policy_round_rolls_the_policys_own_plans_out(pipe, tmp_path):
         plan = made.report.plan
         assert plan is not None
         assert (plan.actions == row["plan"]).all()
-        assert plan.coefficients == pytest.approx(np.asarray(row["coefficients"]))
-        seen.append(plan)
-    assert len({plan.actions.tobytes() for plan in seen}) > 1
-    torch.nn.init.normal_(network.gain.weight)
+        assert (plan.coefficients == row["coefficients"]).all()
+        strengths = np.where(computed, 1.0, 0.0)
+        if index % 2:
+            kappas = plan.corrections[:, 0]
+            known = kappas != 0
+            strengths[known] = row["corrections"][known, 0] / kappas[known]
+            varied += (strengths[known] != 1).sum()
+        assert row["corrections"] == pytest.approx(strengths[:, None] * plan.corrections, rel=1e-5)
+        seen.add(plan.actions.tobytes())
+    assert len(seen) > 1
+    assert varied
+    torch.nn.init.normal_(network.entity.weight)
     with pytest.raises(UserError, match="policy"):
-        profile(pipe, *few, rollouts=3, policy=policy)
+        profile(pipe, *few, rollouts=6, policy=policy)

@@ -14,14 +14,19 @@ import torch
 from foresight.config import UserError
 from foresight.fingerprint import fingerprint
 from foresight.plan import Plan
-from foresight.planner import run_weights, shortest_path, shortest_paths, steps_for_speedup
+from foresight.planner import shortest_path, shortest_paths, steps_for_speedup
 from foresight.policies.base import Generation, Policy
+from foresight.policies.dynamics import Dynamics
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.promise import QualityPromise
-from foresight.policies.risks import Risks
-
-OUTPUT = 0
-LONGEST_RUN = 8
+from foresight.policies.risks import (
+    LONGEST_RUN,
+    Forecasts,
+    Risks,
+    assess,
+    forecast_coefficients,
+)
+from foresight.solver import euler_response
 
 
 class LearnedPolicy(Policy):
@@ -186,8 +191,7 @@ class LearnedPolicy(Policy):
         count = None if self.quality is not None else self._affordable(steps)
         longest = LONGEST_RUN if count is None else max(LONGEST_RUN, -(-steps // count))
         risks = self._risks(generation, longest)
-        computed = self._choose(risks, count)
-        return risks.plan(computed, generation.num_blocks, generation.response)
+        return risks.plan(self._choose(risks, count), generation.num_blocks)
 
     def _choose(self, risks: Risks, count: int | None) -> np.ndarray:
         """The steps to compute, bool (S,): `count`, or as few as reach the quality if None."""
@@ -196,13 +200,14 @@ class LearnedPolicy(Policy):
             return shortest_path(weight, count)
         assert self.promise is not None
         assert self.quality is not None
+        dynamics = self.model.dynamics
         most = self.promise.highest_log_damage(self.quality, self._confidence)
-        limit = np.exp(float(self.model.power) * most)
+        limit = np.exp(dynamics.power.item() * (most - dynamics.offset.item()))
         return next(path for cost, path in shortest_paths(weight, len(weight)) if cost <= limit)
 
     def _weights(self, risks: Risks) -> np.ndarray:
-        """Of all runs, (S, S, S + 1); see `run_weights`."""
-        return run_weights(risks.amplitude, float(self.model.power), risks.between, risks.leak)
+        """What each run adds to the damage of a plan, (S, S, S + 1)."""
+        return risks.damage ** self.model.dynamics.power.item()
 
     def _affordable(self, steps: int) -> int:
         """How many steps come closest to the speed-up."""
@@ -215,60 +220,33 @@ class LearnedPolicy(Policy):
         )
         return min(steps, max(1, int(allowed + 0.5)))
 
-    @torch.no_grad()
-    def _risks(self, generation: Generation, longest: int) -> Risks:
-        """What is predicted of every way to skip up to `longest` steps in a row."""
-        amplitude, coefficients, gain = self._predict(generation, longest)
-        if generation.response is None:
-            return Risks(amplitude, coefficients)
-        place, left = self._between(generation, longest)
-        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
-        leak = self.model.leak(*torch.broadcast_tensors(sigmas[None], sigmas[:, None])).numpy()
-        return Risks(amplitude, coefficients, gain * np.sqrt(left), place, leak)
+    def _risks(
+        self,
+        generation: Generation,
+        longest: int,
+        *,
+        corrects: bool = True,
+        forecasts: Forecasts = forecast_coefficients,
+    ) -> Risks:
+        """What is predicted of every way to skip up to `longest` steps in a row; see `assess`.
 
-    def _predict(
-        self, generation: Generation, longest: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Amplitudes and coefficients of the output, (S, S, S) by previous, latest, target; gains.
-
-        Infinite where more than `longest` steps would be skipped in a row.
+        Nothing is corrected where the solver's response is not known.
         """
-        steps = generation.num_steps
         sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
-        p, a, s = np.meshgrid(*[np.arange(steps)] * 3, indexing="ij")
-        wanted = ((p < a) | ((p == 0) & (a == 0))) & (a < s) & (s - a <= longest)
-        wanted &= a - p <= longest + 1
-        p, a, s = p[wanted], a[wanted], s[wanted]
-        context = self._context(generation)
-        out = self.model(
-            torch.full((len(s),), OUTPUT),
-            sigmas[np.stack([s, a, p], axis=1)],
-            context.expand(len(s), -1),
+        return assess(
+            self.model.gram(sigmas, self._context(generation))[0],
+            self.dynamics(generation),
+            longest=longest,
+            corrects=corrects and generation.response is not None,
+            forecasts=forecasts,
         )
-        gain = self.model.log_gain(sigmas[None], context)[0].exp().numpy()
-        forecast = (out["log_forecast"] < out["log_reuse"]).numpy() & (p < a)
-        error = np.where(forecast, out["log_forecast"], out["log_reuse"])
-        amplitude = np.full((steps, steps, steps), np.inf)
-        coefficients = np.zeros((steps, steps, steps))
-        amplitude[p, a, s] = gain[s] * np.exp(error / 2)
-        coefficients[p, a, s] = np.where(forecast, out["coefficient"].numpy(), 0.0)
-        return amplitude, coefficients, gain
 
-    def _between(self, generation: Generation, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """Place of each step between two others and the error left, (S, S, S) by those two first.
-
-        The error is infinite where more than `longest` steps lie between them.
-        """
-        steps = generation.num_steps
-        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
-        a, n, j = np.meshgrid(*[np.arange(steps)] * 3, indexing="ij")
-        wanted = (a < j) & (j < n) & (n - a <= longest + 1)
-        a, n, j = a[wanted], n[wanted], j[wanted]
-        place = np.zeros((steps, steps, steps))
-        left = np.full((steps, steps, steps), np.inf)
-        c, error = self.model.between(sigmas[np.stack([j, n, a], axis=1)])
-        place[a, n, j], left[a, n, j] = c.numpy(), error.numpy()
-        return place, left
+    def dynamics(self, generation: Generation) -> Dynamics:
+        """How errors of this generation's predictions are thought to reach its video."""
+        known = generation.response
+        response = euler_response(generation.sigmas) if known is None else known
+        sigmas = torch.from_numpy(np.asarray(generation.sigmas))
+        return self.model.dynamics(sigmas, torch.from_numpy(response))
 
     def _context(self, generation: Generation) -> torch.Tensor:
         prompt = torch.from_numpy(np.asarray(generation.prompt_embedding)).float()

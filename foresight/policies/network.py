@@ -1,4 +1,4 @@
-"""The trained part of a policy: risks of reuse and forecast, forecast coefficients, and gains.
+"""The trained part of a policy: risks of reuse and forecast, and how errors reach the video.
 
 It starts from what the traces say on average, the mean Gram matrix of every entity over noise
 levels (a kernel: any step count reads it by interpolation), and learns what prompt, configuration
@@ -10,10 +10,9 @@ the last computed step a and the one before, p, the network predicts
     coefficient   beta of the forecast `r[a] + beta * (r[a] - r[p])`
     log_reuse     log of ||r[s] - r[a]||^2, relative as in a trace's Gram matrix
     log_forecast  log of what the forecast leaves
-    log_gain      log of how far an error of the output at s reaches the video
 
-and composes the damage of a plan from them: errors of one run of skipped steps, less what the step
-after the run makes good, add up in amplitude, runs add up as a p-norm with a learned power.
+Plans are made at the output: its kernel, paced by the predicted change from step to step, is the
+Gram matrix that a generation is expected to have, and `dynamics` says what follows from it.
 """
 
 import math
@@ -23,8 +22,10 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from foresight.config import GenerationConfig
+from foresight.policies.dynamics import ErrorDynamics, log_ratio
 
 NUM_CONFIG_FEATURES = 5
+OUTPUT = 0  # the entity that plans are made at
 
 
 def config_features(config: GenerationConfig) -> list[float]:
@@ -80,13 +81,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         self.trunk = nn.Sequential(
             nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), answers
         )
-        self.gain = nn.Linear(4 + NUM_CONFIG_FEATURES, 1)
-        nn.init.zeros_(self.gain.weight)
-        nn.init.constant_(self.gain.bias, -1.0)
-        self.log_power = nn.Parameter(torch.zeros(()))
-        self.leakage = nn.Linear(2, 1)
-        nn.init.zeros_(self.leakage.weight)
-        nn.init.constant_(self.leakage.bias, -2.0)
+        self.dynamics = ErrorDynamics()
         nn.init.normal_(self.entity.weight, std=0.3)
 
     def fit_inputs(self, prompts: torch.Tensor, configs: torch.Tensor) -> None:
@@ -106,21 +101,26 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         self.grid.copy_(grid)
         self.kernel.copy_(grams)
 
+    def _place(self, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The level of the grid after each of some (any shape), and how near it is: 0 to 1."""
+        place = torch.searchsorted(-self.grid, -levels.contiguous()).clamp(1, len(self.grid) - 1)
+        above, below = self.grid[place - 1], self.grid[place]
+        share = ((above - levels) / (above - below).clamp(min=1e-6)).clamp(0, 1)
+        return place, share.double()
+
     def _read_kernel(self, entity: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Change, best coefficient and what it leaves, (Q,) each, of the interpolated residuals.
 
         Residuals are taken as linear between two levels of the grid, so that every answer is one of
         real vectors.
         """
-        place = torch.searchsorted(-self.grid, -levels.contiguous()).clamp(1, len(self.grid) - 1)
-        above, below = self.grid[place - 1], self.grid[place]
-        share = ((above - levels) / (above - below).clamp(min=1e-6)).clamp(0, 1)
+        place, share = self._place(levels)
         nodes = torch.stack([place - 1, place], dim=-1).flatten(1)  # (Q, 6)
         weights = torch.stack([1 - share, share], dim=-1)  # (Q, 3, 2)
         block = self.kernel[entity[:, None, None], nodes[:, :, None], nodes[:, None, :]].double()
         spread = torch.zeros(len(levels), 3, 6, dtype=torch.float64, device=levels.device)
         for row in range(3):
-            spread[:, row, 2 * row : 2 * row + 2] = weights[:, row].double()
+            spread[:, row, 2 * row : 2 * row + 2] = weights[:, row]
         inner = spread @ block @ spread.mT  # (Q, 3, 3) over target, latest, previous
         (ss, sa, sp), (_, aa, ap), (_, _, pp) = (row.unbind(-1) for row in inner.unbind(1))
         floor = 1e-6 * ss.clamp(min=1e-12)
@@ -130,19 +130,6 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         coefficient = torch.where(known, cross / motion.clamp(min=1e-12), 0.0)
         left = torch.maximum(change - coefficient * cross * known, 1e-3 * change)
         return change.log().float(), coefficient.clamp(-1, 8).float(), left.log().float()
-
-    def between(self, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the output at a level lies between those of two others, and what that leaves.
-
-        Args:
-            levels: (Q, 3) sigmas of target j, later step n, earlier step a.
-
-        Returns:
-            c of `v[a] + c * (v[n] - v[a])`, and the squared error; (Q,) each.
-        """
-        entity = torch.zeros(len(levels), dtype=torch.long, device=levels.device)
-        _, coefficient, log_left = self._read_kernel(entity, levels)
-        return 1 + coefficient, log_left.exp()
 
     def context(self, prompts: torch.Tensor, configs: torch.Tensor) -> torch.Tensor:
         """Encode prompt embeddings (G, D) and config features (G, 5) once a generation: (G, C)."""
@@ -192,70 +179,38 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
             "log_forecast": torch.where(before > 1e-6, known_left, known_reuse) + left,
         }
 
-    def log_gain(self, sigmas: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Log amplitude gain per step: sigmas (..., S), context (..., C) -> (..., S).
+    def gram(self, sigmas: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Inner products of the outputs that generations are expected to have, (G, S, S).
 
-        A low-order curve over noise level and step size: roll-outs are few, and a freer function
-        fits their noise.
-        """
-        steps = torch.cat([-sigmas.diff(dim=-1), sigmas[..., -1:]], dim=-1).clamp(min=1e-4)
-        level = _log_ratio(sigmas) / 4
-        curve = torch.stack([level, level**2, level**3, steps.log() / 3], dim=-1)
-        configs = context[..., None, -NUM_CONFIG_FEATURES:].expand(
-            *sigmas.shape, NUM_CONFIG_FEATURES
-        )
-        return self.gain(torch.cat([curve, configs], dim=-1))[..., 0]
-
-    def leak(self, target: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """Share of an error's energy that a correction does not reach.
-
-        While the error lasted, the model was run on latents that were off: the more so, the higher
-        the noise and the longer the way.
+        Relative to the first step's output: differences are all that counts.
 
         Args:
-            target: Sigmas where the error was made, any shape.
-            end: Sigmas of the steps that correct.
+            sigmas: (S,).
+            context: (G, C).
         """
-        level = _log_ratio(target) / 4
-        way = (target - end).clamp(min=1e-3).log() / 3
-        return torch.sigmoid(self.leakage(torch.stack([level, way], dim=-1))[..., 0])
-
-    @property
-    def power(self) -> torch.Tensor:
-        """The p-norm over runs: 0.5 adds amplitudes, 1 adds energies, large takes the worst."""
-        return 0.5 + 3.5 * torch.sigmoid(self.log_power - 1.8)
-
-    def log_damage(
-        self, errors: torch.Tensor, skipped: torch.Tensor, log_gain: torch.Tensor
-    ) -> torch.Tensor:
-        """Log of the predicted final error of plans at the output.
-
-        Args:
-            errors: (B, S) squared relative error of the output at each step.
-            skipped: bool (B, S).
-            log_gain: (B, S).
-
-        Returns:
-            (B,) log of latent MSE relative to the uncached run; very low where nothing is skipped.
-        """
-        amplitude = torch.where(skipped, log_gain.exp() * errors.clamp(min=1e-12).sqrt(), 0.0)
-        starts = skipped & ~torch.nn.functional.pad(skipped, (1, 0))[:, :-1]
-        run = starts.long().cumsum(dim=1) * skipped
-        sums = torch.zeros_like(amplitude, dtype=amplitude.dtype)
-        sums = torch.nn.functional.pad(sums, (1, 0)).scatter_add(1, run, amplitude)[:, 1:]
-        log_runs = torch.where(sums > 0, 2 * sums.clamp(min=1e-12).log(), -60.0)
-        return torch.logsumexp(self.power * log_runs, dim=1) / self.power
-
-
-def _log_ratio(sigmas: torch.Tensor) -> torch.Tensor:
-    """Log of signal over noise, with sigmas kept off 0 and 1."""
-    inside = sigmas.clamp(1e-4, 1 - 1e-4)
-    return ((1 - inside) / inside).log()
+        steps = len(sigmas)
+        later = torch.arange(1, steps, device=sigmas.device)
+        levels = sigmas[torch.stack([later, later - 1, (later - 2).clamp(min=0)], dim=1)]
+        place, share = self._place(sigmas)
+        weights = torch.zeros(steps, len(self.grid), dtype=torch.float64, device=sigmas.device)
+        weights.scatter_(1, torch.stack([place - 1, place], 1), torch.stack([1 - share, share], 1))
+        motion = weights.diff(dim=0)
+        motion = motion @ self.kernel[OUTPUT].double() @ motion.mT  # of each step with each other
+        own = motion.diagonal().clamp(min=1e-12).log()
+        entity = torch.full((len(context) * len(later),), OUTPUT, device=sigmas.device)
+        expected = self(
+            entity,
+            levels.repeat(len(context), 1),
+            context.repeat_interleave(len(later), dim=0),
+        )["log_reuse"].reshape(len(context), -1)
+        pace = ((expected.double() - own) / 2).exp()
+        motion = motion * pace[:, :, None] * pace[:, None]
+        return nn.functional.pad(motion.cumsum(1).cumsum(2), (1, 0, 1, 0))
 
 
 def _waves(sigmas: torch.Tensor) -> torch.Tensor:
     """Smooth features of a noise level: (...) -> (..., 9)."""
     frequencies = torch.tensor([1.0, 2.0, 4.0], device=sigmas.device)
     angles = sigmas[..., None] * math.pi * frequencies
-    level = _log_ratio(sigmas)[..., None] / 4
+    level = log_ratio(sigmas)[..., None] / 4
     return torch.cat([level, sigmas[..., None], level**2, angles.sin(), angles.cos()], dim=-1)

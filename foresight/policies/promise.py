@@ -10,15 +10,28 @@ from foresight.config import UserError
 class QualityPromise:
     """Split-conformal bound on the PSNR of a plan (Vovk et al. 2005; Lei et al. 2018).
 
+    What is predicted well is missed by less than what is not: misses are told in units of what is
+    usual at their damage, `max(least, usual + rise * damage)` dB (the locally weighted form of Lei
+    et al. 2018, section 5.2).
+
     Attributes:
         offset, slope: PSNR in dB against predicted log damage, fitted on training roll-outs; the
             slope is negative.
-        misses: (n,) measured minus fitted PSNR of held-out roll-outs, in dB, rising.
+        misses: (n,) measured minus fitted PSNR of held-out roll-outs, in those units, rising.
+        usual, rise, least: The usual miss in dB, fitted on training roll-outs; the rise is not
+            negative.
     """
 
     offset: float
     slope: float
     misses: list[float]
+    usual: float = 1.0
+    rise: float = 0.0
+    least: float = 1.0
+
+    def usual_miss(self, log_damage: float) -> float:
+        """In dB, at a predicted damage."""
+        return max(self.least, self.usual + self.rise * log_damage)
 
     def highest_log_damage(self, quality: float, confidence: float) -> float:
         """The most predicted log damage at which a share of generations reaches a PSNR.
@@ -38,4 +51,8 @@ class QualityPromise:
                 f"--confidence {confidence:g} needs more held-out roll-outs than the policy's "
                 f"{count}; the most they can promise is {count / (count + 1):.2f}"
             )
-        return (quality - self.misses[rank - 1] - self.offset) / self.slope
+        miss = self.misses[rank - 1]
+        if miss >= 0:  # a larger usual miss would then mean a better video
+            return (quality - self.offset - miss * self.least) / self.slope
+        rising = (quality - self.offset - miss * self.usual) / (self.slope + miss * self.rise)
+        return min(rising, (quality - self.offset - miss * self.least) / self.slope)
