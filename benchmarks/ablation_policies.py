@@ -69,9 +69,9 @@ class NoGains(ExactCount):
         risks = super()._risks(generation, longest, corrects=False, **options)
         sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
         gram = self.model.gram(sigmas, self._context(generation))[0].numpy()
-        runs = np.nonzero(risks.rows >= 0)  # in the order of the coefficients
+        runs = np.nonzero(risks.rows >= 0)
         damage = risks.damage.copy()
-        damage[runs] = squared_errors(gram, *runs, risks.coefficients)
+        damage[runs] = squared_errors(gram, *runs, risks.coefficients[risks.rows[runs]])
         return dataclasses.replace(risks, damage=damage)
 
 

@@ -392,7 +392,7 @@ def test_conformal_bounds_hold_as_often_as_asked():
 
 @pytest.mark.parametrize("quality", [28.0, 45.0])
 def test_margins_are_as_wide_as_misses_are_at_that_damage(quality):
-    """Misses grow with damage: nine of ten are met at a low quality and, no wider, at a high one."""
+    """Misses grow with damage: nine of ten are met at a low quality and at a high one."""
     rng = np.random.default_rng(1)
     usual, rise, least = 8.0, 1.0, 0.5
     met = []
