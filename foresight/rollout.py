@@ -100,6 +100,6 @@ def random_strengths(rng: np.random.Generator, steps: int) -> np.ndarray:
 def _random_dynamics(rng: np.random.Generator) -> ErrorDynamics:
     """A model that reacts at random, within what trained ones have shown."""
     dynamics = ErrorDynamics().requires_grad_(False)
-    dynamics.denoised[0] = rng.uniform(-0.1, 0.6)
-    dynamics.denoised[1] = rng.uniform(-0.3, 0)
+    dynamics.reaction[0] = rng.uniform(-1.5, 0)
+    dynamics.reaction[1] = rng.uniform(0, 1)
     return dynamics

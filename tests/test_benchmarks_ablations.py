@@ -64,7 +64,7 @@ def untrained(folder) -> LearnedPolicy:
     data = TraceData(*split_by_prompt(generations, 0.34, 0), settings)
     module = ReuseTraining.for_data(settings, data)
     with torch.no_grad():
-        module.model.dynamics.denoised[:2] = torch.tensor([0.4, -0.2])
+        module.model.dynamics.reaction[:2] = torch.tensor([-0.8, 0.3])
         module.model.dynamics.log_power.fill_(-1.0)
     facts = fingerprint_of(generations[0].trace)
     model = module.model.requires_grad_(False)

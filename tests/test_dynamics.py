@@ -135,7 +135,7 @@ def test_the_energy_of_a_run_is_what_a_generation_that_skips_it_is_off(
 def learned() -> tuple[ErrorDynamics, torch.Tensor, torch.Tensor]:
     """Random parameters, with noise levels and a response they may be asked of."""
     dynamics = ErrorDynamics().requires_grad_(False)
-    dynamics.denoised.normal_(std=0.3)
+    dynamics.reaction.normal_(std=0.3)
     dynamics.doubt += torch.randn(3)
     scheduler = SCHEDULERS[1]
     return dynamics, ready(scheduler).sigmas[:-1], response_of(scheduler)
@@ -210,14 +210,13 @@ def test_reaction_and_doubt_are_curves_over_the_noise_level():
     dynamics = parameters(sigmas, response)
     noise = sigmas.double().numpy().clip(0.01, 0.99)
     level = np.log((1 - noise) / noise) / 2
-    log_share, log_doubt = (
+    reaction, log_doubt = (
         sum(c * level**k for k, c in enumerate(curve.tolist()))
-        for curve in (parameters.denoised, parameters.doubt)
+        for curve in (parameters.reaction, parameters.doubt)
     )
-    reaction = (1 - np.exp(log_share)) / noise
     reach = propagate(response, dynamics.reaction)[:, -1].numpy()
     assert dynamics.response is response
-    assert dynamics.reaction.numpy() == pytest.approx(reaction, rel=1e-4, abs=1e-4)
+    assert dynamics.reaction.numpy() == pytest.approx(reaction, rel=1e-5)
     assert dynamics.reach.numpy() == pytest.approx(reach)
     assert dynamics.doubt.numpy() == pytest.approx(np.exp(log_doubt) * reach**2, rel=1e-5)
 

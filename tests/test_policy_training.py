@@ -212,14 +212,14 @@ def test_dynamics_that_made_the_errors_are_found_again(traces):
     groups = gather_rollouts(make_buckets(load_generations([traces])))
     true, fitted = ErrorDynamics(), ErrorDynamics()
     with torch.no_grad():
-        true.denoised += torch.tensor([0.3, -0.2, 0.05])
+        true.reaction += torch.tensor([-0.5, 0.3, 0.1])
         true.offset.fill_(0.4)
         groups = [g._replace(log_final_error=log_damage(true, g, g.gram)) for g in groups]
         before = damage_loss(fitted, groups).item()
     fit_dynamics(fitted, groups)
     with torch.no_grad():
         assert damage_loss(fitted, groups) < 0.01 * before
-    assert fitted.denoised.tolist() == pytest.approx(true.denoised.tolist(), abs=0.1)
+    assert fitted.reaction.tolist() == pytest.approx(true.reaction.tolist(), abs=0.1)
 
 
 def test_training_lowers_the_loss(traces, tmp_path):

@@ -31,7 +31,7 @@ def dynamics() -> Dynamics:
     """Of a model that reacts, and of corrections that are not quite sure."""
     torch.manual_seed(0)
     learned = ErrorDynamics().requires_grad_(False)
-    learned.denoised.normal_(std=0.5)
+    learned.reaction.normal_(std=0.5)
     sigmas = np.linspace(0.95, 0.1, STEPS)
     return learned(torch.from_numpy(sigmas), torch.from_numpy(euler_response(sigmas)))
 

@@ -46,15 +46,11 @@ class Runs(NamedTuple):
 
 
 class ErrorDynamics(nn.Module):
-    """The learned part: reaction, doubt, and how the damage of several runs adds up.
-
-    The reaction is `(1 - D) / sigma`, as of a model that predicts a flow: D is how far the denoised
-    video follows the latents, and not negative, which bounds the reaction where data are few.
-    """
+    """The learned part: reaction, doubt, and how the damage of several runs adds up."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.denoised = nn.Parameter(torch.zeros(DEGREE + 1))
+        self.reaction = nn.Parameter(torch.zeros(DEGREE + 1))
         self.doubt = nn.Parameter(torch.tensor([-4.0, 0.0, 0.0]))
         self.log_power = nn.Parameter(torch.zeros(()))
         self.offset = nn.Parameter(torch.zeros(()))
@@ -66,9 +62,8 @@ class ErrorDynamics(nn.Module):
 
     def forward(self, sigmas: Tensor, response: Tensor) -> Dynamics:
         """The dynamics over noise levels (S,) with a solver's response (S, S)."""
-        inside = sigmas.double().clamp(0.01, 0.99)
-        level = log_ratio(inside) / 2
-        reaction = (1 - _curve(self.denoised, level).clamp(-6, 3).exp()) / inside
+        level = log_ratio(sigmas.double().clamp(0.01, 0.99)) / 2
+        reaction = _curve(self.reaction, level)
         response = response.double()
         final = propagate(response, reaction)[:, -1]
         return Dynamics(
