@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from latte_by_hand import NUM_BLOCKS, PROMPT, STEPS, sample, watch_blocks
+from safetensors.torch import load_file, save_file
 
 import foresight
 from foresight.config import GenerationConfig, UserError
@@ -345,6 +346,16 @@ def test_a_saved_policy_plans_the_same(learned, generation, tmp_path):
         plan, expected = ask(loaded).begin(generation), ask(learned).begin(generation)
         assert (plan.actions == expected.actions).all()
         assert (plan.coefficients == expected.coefficients).all()
+
+
+def test_weights_of_another_version_are_refused(learned, tmp_path):
+    """Not half loaded: a policy would then plan with numbers that nobody trained."""
+    learned.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    del stored["dynamics.reaction"]
+    save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="damaged"):
+        LearnedPolicy.from_pretrained(tmp_path)
 
 
 def test_a_quality_is_reached_by_the_fastest_plan_that_is_good_enough(learned, generation):

@@ -91,7 +91,7 @@ class LearnedPolicy(Policy):
             facts, costs = stored["fingerprint"], stored["costs"]
             promise = QualityPromise(**stored["promise"]) if stored.get("promise") else None
             with contextlib.redirect_stdout(None):  # huggingface_hub prints what it loads
-                model = ReuseModel.from_pretrained(str(folder))
+                model = ReuseModel.from_pretrained(str(folder), strict=True)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
             raise UserError(
                 f"policy {folder}: no such folder, and not to be had from the hub"
