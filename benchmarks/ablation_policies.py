@@ -7,7 +7,7 @@ cost the same without any timing.
 import bisect
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from foresight.policies.base import Generation
 from foresight.policies.dynamics import Dynamics
 from foresight.policies.fixed import warmup_length
 from foresight.policies.learned import LearnedPolicy
-from foresight.policies.risks import Forecasts, Risks
+from foresight.policies.risks import Forecasts, Risks, assess, forecast_coefficients
 
 Rule = Callable[[Tensor], Forecasts]  # from the noise levels (S,) of a generation
 
@@ -29,10 +29,12 @@ class ExactCount(LearnedPolicy):
     Attributes:
         detail: What else a table must say of it.
         rule: Gives the coefficients of its forecasts; None leaves the policy's own.
+        corrects: Whether computed steps make good what was missed.
     """
 
     detail = ""
     rule: Rule | None = None
+    corrects = True
 
     @classmethod
     def of(cls, policy: LearnedPolicy, detail: str = "") -> Self:
@@ -51,11 +53,15 @@ class ExactCount(LearnedPolicy):
     def _affordable(self, steps: int) -> int:
         return max(1, round(steps / self.speedup))
 
-    def _risks(self, generation: Generation, longest: int, **options: Any) -> Risks:
-        if self.rule is not None:
-            sigmas = torch.from_numpy(np.asarray(generation.sigmas, float))
-            options["forecasts"] = self.rule(sigmas)
-        return super()._risks(generation, longest, **options)
+    def _risks(self, generation: Generation, longest: int) -> Risks:
+        sigmas = torch.from_numpy(np.asarray(generation.sigmas, float))
+        return assess(
+            self._gram(generation),
+            self.dynamics(generation),
+            longest=longest,
+            corrects=self.corrects and generation.response is not None,
+            forecasts=forecast_coefficients if self.rule is None else self.rule(sigmas),
+        )
 
 
 class NoGains(ExactCount):
@@ -65,10 +71,11 @@ class NoGains(ExactCount):
     How runs add up is the policy's.
     """
 
-    def _risks(self, generation: Generation, longest: int, **options: Any) -> Risks:
-        risks = super()._risks(generation, longest, corrects=False, **options)
-        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
-        gram = self.model.gram(sigmas, self._context(generation))[0].numpy()
+    corrects = False
+
+    def _risks(self, generation: Generation, longest: int) -> Risks:
+        risks = super()._risks(generation, longest)
+        gram = self._gram(generation).numpy()
         runs = np.nonzero(risks.rows >= 0)
         damage = risks.damage.copy()
         damage[runs] = squared_errors(gram, *runs, risks.coefficients[risks.rows[runs]])
@@ -116,8 +123,7 @@ class NoReaction(ExactCount):
 class NoCorrections(ExactCount):
     """Computed steps correct nothing, and the steps are chosen for that."""
 
-    def _risks(self, generation: Generation, longest: int, **options: Any) -> Risks:
-        return super()._risks(generation, longest, corrects=False, **options)
+    corrects = False
 
 
 class FixedPower(ExactCount):
@@ -181,11 +187,11 @@ class GivenSteps(ExactCount):
         other.choose = choose
         return other
 
-    def _risks(self, generation: Generation, longest: int, **options: Any) -> Risks:
+    def _risks(self, generation: Generation, longest: int) -> Risks:
         steps = generation.num_steps
         chosen = np.flatnonzero(self.choose(steps, self._affordable(steps)))
         longest = max(longest, int(np.diff(chosen, append=steps).max()) - 1)
-        return super()._risks(generation, longest, **options)
+        return super()._risks(generation, longest)
 
     def _choose(self, risks: Risks, count: int | None) -> np.ndarray:
         return self.choose(len(risks.damage), count)

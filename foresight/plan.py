@@ -9,6 +9,22 @@ COMPUTE, REUSE, FORECAST = 0, 1, 2
 ACTION_NAMES = ("compute", "reuse", "forecast")
 
 
+def skipped_runs(computed: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """The steps computed before the last, last and next, of each run of steps that are not.
+
+    Args:
+        computed: bool (S,); step 0 is computed.
+
+    Yields:
+        Three steps. The first two are the same where only step 0 was computed; the last is S where
+        nothing is computed any more.
+    """
+    order = [0, *np.flatnonzero(computed).tolist(), len(computed)]
+    for previous, latest, following in zip(order, order[1:], order[2:], strict=False):
+        if following > latest + 1:
+            yield previous, latest, following
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A table of actions and the coefficients of its forecasts.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foresight.plan import COMPUTE
+from foresight.plan import COMPUTE, skipped_runs
 from foresight.policies.dynamics import Runs
 from policy_training.generations import Bucket
 
@@ -86,13 +86,10 @@ def plan_runs(
     """
     found, betas, made = [], [], []
     for which, steps in enumerate(computed):
-        order = [0, *np.flatnonzero(steps), len(steps)]
-        for previous, latest, after in zip(order, order[1:], order[2:], strict=False):
-            if after > latest + 1:
-                found.append((previous, latest, after, which))
-                betas.append(torch.from_numpy(coefficients[which][latest + 1 : after]))
-                end = after < len(steps)
-                made.append(corrections[which][after] if end else np.zeros(2))
+        for previous, latest, after in skipped_runs(steps):
+            found.append((previous, latest, after, which))
+            betas.append(torch.from_numpy(coefficients[which][latest + 1 : after]))
+            made.append(corrections[which][after] if after < len(steps) else np.zeros(2))
     previous, latest, following, which = torch.tensor(found).unbind(1)
     padded = torch.nn.utils.rnn.pad_sequence(betas, batch_first=True)
     return Runs(previous, latest, following, which, padded), torch.from_numpy(np.stack(made))

@@ -264,7 +264,9 @@ def test_without_gains_squared_errors_of_the_output_add_up(
 def test_without_reaction_damage_is_what_the_scheduler_makes_of_it(policy, told, corrects):
     """Against its own steps; least squares bound what any correction can reach."""
     v = predictions(policy, told)
-    risks = NoReaction.of(policy)._risks(told, NUM_STEPS, corrects=corrects)
+    variant = NoReaction.of(policy)
+    variant.corrects = corrects
+    risks = variant._risks(told, NUM_STEPS)
     right = final_latents(told.scheduler, v)
 
     def effect(predicted):

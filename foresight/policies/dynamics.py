@@ -51,7 +51,7 @@ class ErrorDynamics(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.reaction = nn.Parameter(torch.zeros(DEGREE + 1))
-        self.doubt = nn.Parameter(torch.tensor([-4.0, 0.0, 0.0]))
+        self.doubt = nn.Parameter(torch.tensor([-4.0] + [0.0] * DEGREE))
         self.log_power = nn.Parameter(torch.zeros(()))
         self.offset = nn.Parameter(torch.zeros(()))
 
@@ -90,13 +90,12 @@ def propagate(response: Tensor, reaction: Tensor) -> Tensor:
     Returns:
         (S, S); `[j, k]` is what a unit at step j adds to the latents after step k.
     """
-    entered: list[Tensor] = []
-    after: list[Tensor] = []
-    for step, unit in enumerate(torch.eye(len(reaction), dtype=response.dtype)):
-        answer = reaction[step] * after[-1] if after else torch.zeros_like(unit)
-        entered.append(unit + answer)
-        after.append(torch.stack(entered, dim=1) @ response[: step + 1, step])
-    return torch.stack(after, dim=1)
+    # What is left after step l - 1 is answered at step l: moved = response + moved @ answered.
+    answered = nn.functional.pad(reaction[1:, None] * response[1:], (0, 0, 0, 1))
+    unanswered = torch.eye(len(reaction), dtype=response.dtype) - answered
+    return torch.linalg.solve_triangular(
+        unanswered, response, upper=True, left=False, unitriangular=True
+    )
 
 
 def run_energies(

@@ -19,13 +19,7 @@ from foresight.policies.base import Generation, Policy
 from foresight.policies.dynamics import Dynamics
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.promise import QualityPromise
-from foresight.policies.risks import (
-    LONGEST_RUN,
-    Forecasts,
-    Risks,
-    assess,
-    forecast_coefficients,
-)
+from foresight.policies.risks import LONGEST_RUN, Risks, assess
 from foresight.solver import euler_response
 
 
@@ -220,26 +214,22 @@ class LearnedPolicy(Policy):
         )
         return min(steps, max(1, int(allowed + 0.5)))
 
-    def _risks(
-        self,
-        generation: Generation,
-        longest: int,
-        *,
-        corrects: bool = True,
-        forecasts: Forecasts = forecast_coefficients,
-    ) -> Risks:
-        """What is predicted of every way to skip up to `longest` steps in a row; see `assess`.
+    def _risks(self, generation: Generation, longest: int) -> Risks:
+        """What is predicted of every way to skip up to `longest` steps in a row.
 
         Nothing is corrected where the solver's response is not known.
         """
-        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
         return assess(
-            self.model.gram(sigmas, self._context(generation))[0],
+            self._gram(generation),
             self.dynamics(generation),
             longest=longest,
-            corrects=corrects and generation.response is not None,
-            forecasts=forecasts,
+            corrects=generation.response is not None,
         )
+
+    def _gram(self, generation: Generation) -> torch.Tensor:
+        """The inner products of this generation's outputs that are expected, (S, S)."""
+        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
+        return self.model.gram(sigmas, self._context(generation))[0]
 
     def dynamics(self, generation: Generation) -> Dynamics:
         """How errors of this generation's predictions are thought to reach its video."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foresight.plan import Plan
+from foresight.plan import Plan, skipped_runs
 from foresight.policies.dynamics import TINY, Dynamics, Runs, run_energies
 
 LONGEST_RUN = 8
@@ -44,10 +44,7 @@ class Risks:
             strengths: (S,) of the corrections at computed steps; all of them in full if None.
         """
         betas, made = np.zeros(len(computed)), np.zeros((len(computed), 2))
-        order = [0, *np.flatnonzero(computed), len(computed)]
-        for previous, latest, after in zip(order, order[1:], order[2:], strict=False):
-            if after == latest + 1:
-                continue
+        for previous, latest, after in skipped_runs(computed):
             row = self.rows[previous, latest, after]
             betas[latest + 1 : after] = self.coefficients[row, : after - latest - 1]
             if after < len(computed):
