@@ -22,9 +22,11 @@ CONFIGS_demo := data/configs/demo.json
 CONFIGS_latte := data/configs/train.json
 CONFIGS_wan := data/configs/wan-train.json
 PROFILE_demo := --limit 16 --rollouts 2
-PROFILE_latte := --limit 32 --rollouts 1
-PROFILE_wan := --limit 32 --rollouts 1
-ROUND := --limit 12 --rollouts 2 --seed 500
+PROFILE_latte := --limit 14 --rollouts 1
+PROFILE_wan := --limit 14 --rollouts 1
+ROUND_demo := --limit 12 --rollouts 2 --seed 500
+ROUND_latte := --limit 5 --rollouts 2 --seed 500
+ROUND_wan := --limit 5 --rollouts 2 --seed 500
 COMPARE_demo := --configs data/configs/demo.json --limit 4
 COMPARE_latte := --configs data/configs/test.json --limit 12 --qualities 30 35 40 45
 COMPARE_wan := --configs data/configs/wan-test.json --limit 8 --qualities 30 35 40 45 \
@@ -69,7 +71,7 @@ $(CHAINS:%=profile-%): profile-%: $(INSTALLED)
 
 $(CHAINS:%=round-%): round-%: runs/%/first/config.json
 	$(BIN)/foresight profile --model $(MODEL_$*) --prompts data/prompts/train.txt \
-		--configs $(CONFIGS_$*) $(ROUND) --policy runs/$*/first --output runs/$*/on-policy
+		--configs $(CONFIGS_$*) $(ROUND_$*) --policy runs/$*/first --output runs/$*/on-policy
 
 $(CHAINS:%=runs/%/first/config.json): runs/%/first/config.json: | profile-%
 	$(BIN)/train-policy runs/$*/traces --ablate false --output runs/$*/first

@@ -13,6 +13,7 @@ from foresight.figures import ACTION_COLOURS, FAINT, INK, plan_figure
 from foresight.plan import ACTION_NAMES, COMPUTE
 from foresight.plotting import CYCLE, NOISE, heat_map, legend, rows_by_kind, tidy, title
 from foresight.policies.base import Generation
+from foresight.policies.damage import gains_after
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.network import config_features
 
@@ -69,10 +70,9 @@ def neutral_generation(policy: LearnedPolicy, num_steps: int) -> Generation:
     )
 
 
-@torch.no_grad()
 def predicted_gain(policy: LearnedPolicy, generation: Generation) -> np.ndarray:
-    """How far an error of the output at each step reaches the video, predicted: (S,)."""
-    return policy.dynamics(generation).reach.abs().numpy()
+    """How far an error of the latents at each step reaches the video, as an amplitude: (S,)."""
+    return np.sqrt(gains_after(policy.model.damage, generation.sigmas)[:-1])
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def gain_curves(gains: dict[int, tuple[np.ndarray, np.ndarray]]) -> Figure:
     title(
         figure,
         "Where an error hurts",
-        "Predicted: from an error of the output to the final latents",
+        "Predicted: from an error of the latents at a step to the final ones",
     )
     return figure
 

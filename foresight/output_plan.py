@@ -1,10 +1,10 @@
-"""A plan at the output, compiled: a step's prediction as a sum of the latest that were computed."""
+"""A plan at the output, compiled: what a step returns, and what it keeps for later ones."""
 
 import dataclasses
 
 import numpy as np
 
-from foresight.plan import COMPUTE, FORECAST, Plan
+from foresight.plan import COMPUTE, HISTORY, Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,37 +13,33 @@ class OutputStep:
 
     Attributes:
         action: COMPUTE, REUSE or FORECAST.
-        fresh: Weight of the prediction computed at this step.
-        kept: Weights of the predictions computed before it, the latest first.
+        weights: Of the predictions computed last, the latest first; where this step computes, that
+            is its own.
+        latents: Weight of the latents that the step is given.
         keep: How many of the predictions, the latest first, later steps read.
     """
 
     action: int
-    fresh: float
-    kept: tuple[float, ...]
+    weights: tuple[float, ...]
+    latents: float
     keep: int
+
+    @property
+    def plain(self) -> bool:
+        """Whether the latest prediction is returned as it is."""
+        return self.weights == (1.0,) and not self.latents
 
 
 def compile_output_plan(plan: Plan) -> list[OutputStep]:
     """The steps (S,) of a plan at the output.
 
-    A forecast is `v[a] + beta * (v[a] - v[p])`. A corrected step returns
-    `v[s] + kappa * (v[s] - v[a]) - lambda * (v[a] - v[p])`. Predictions are kept for as long as a
-    later step reads them, and no longer.
+    Predictions are kept for as long as a later step reads them, and no longer.
     """
-    weights = []
-    for step, action in enumerate(plan.actions[:, 0]):
-        beta = float(plan.coefficients[step, 0])
-        if action == COMPUTE:
-            kappa, lam = (float(c) for c in plan.corrections[step])
-            weights.append((1 + kappa, (-kappa - lam, lam)))
-        else:
-            weights.append((0.0, (1 + beta, -beta) if action == FORECAST else (1.0, 0.0)))
     steps: list[OutputStep] = []
     needed = 0  # by the steps after this one
-    for step in reversed(range(len(weights))):
-        action, (fresh, kept) = int(plan.actions[step, 0]), weights[step]
-        reads = int(np.flatnonzero(kept).max(initial=-1)) + 1
-        steps.append(OutputStep(action, fresh, kept[:reads], needed))
-        needed = max(reads, needed - 1 if action == COMPUTE else needed)
+    for action, row in reversed(list(zip(plan.actions[:, 0], plan.weights, strict=True))):
+        reads = int(np.flatnonzero(row[:HISTORY]).max(initial=0)) + 1
+        weights = tuple(row[:reads].tolist())
+        steps.append(OutputStep(int(action), weights, float(row[HISTORY]), needed))
+        needed = max(reads, needed) - (action == COMPUTE)
     return steps[::-1]

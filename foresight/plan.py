@@ -7,6 +7,7 @@ import numpy as np
 
 COMPUTE, REUSE, FORECAST = 0, 1, 2
 ACTION_NAMES = ("compute", "reuse", "forecast")
+HISTORY = 3  # predictions that a step of a plan at the output may read
 
 
 def skipped_runs(computed: np.ndarray) -> Iterator[tuple[int, int, int]]:
@@ -25,30 +26,44 @@ def skipped_runs(computed: np.ndarray) -> Iterator[tuple[int, int, int]]:
             yield previous, latest, following
 
 
+def plain_weights(num_steps: int) -> np.ndarray:
+    """Weights (S, HISTORY + 1) of steps that return the latest prediction as it is."""
+    weights = np.zeros((num_steps, HISTORY + 1), np.float32)
+    weights[:, 0] = 1
+    return weights
+
+
+def _readable(weights: np.ndarray, computed: np.ndarray) -> np.ndarray:
+    """Whether steps (S,) have what their weights ask for, given how often was computed by then."""
+    unread = weights[:, :HISTORY] == 0
+    return (unread | (computed[:, None] > np.arange(HISTORY))).all(axis=1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A table of actions and the coefficients of its forecasts.
+    """A table of actions, and the weights of what stands in for what is not computed.
 
     Attributes:
         actions: uint8 (S, N); S steps, N blocks in execution order; values COMPUTE, REUSE,
-        FORECAST.
+            FORECAST.
         coefficients: float32 (S, N); beta of `r[a] + beta * (r[a] - r[p])` where the action is
-            FORECAST and a, p are the last two computed steps of that block; 0 elsewhere.
-        at_output: The whole model is one unit: where it is skipped no block runs, and what is
-            reused or forecast is the model's output instead of the blocks' residuals.
-        corrections: float32 (S, 2), for plans at the output; kappa and lambda of
-            `v[s] + kappa * (v[s] - v[a]) - lambda * (v[a] - v[p])`, which a computed step returns
-            to make good what forecasts since step a have missed.
+            FORECAST and a, p are the last two computed steps of that block; 0 elsewhere, and in
+            plans at the output.
+        at_output: The whole model is one unit: where it is skipped no block runs, and what stands
+            in is a prediction of the model instead of the blocks' residuals.
+        weights: float32 (S, HISTORY + 1), for plans at the output; what a step returns is
+            `w[0] * v[a] + w[1] * v[p] + w[2] * v[q] + w[3] * x`: a, p, q are the steps computed
+            last (a is the step itself where it is computed) and x the latents that it is given.
 
     Raises:
         ValueError: If shapes differ, an action needs a residual that no earlier step computed,
-            blocks differ in a plan at the output, or a correction stands where none can be.
+            blocks differ in a plan at the output, or weights ask for what was not computed.
     """
 
     actions: np.ndarray
     coefficients: np.ndarray
     at_output: bool = False
-    corrections: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
+    weights: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, HISTORY + 1)))
 
     def __post_init__(self) -> None:
         if self.actions.ndim != 2 or self.actions.shape != self.coefficients.shape:
@@ -58,27 +73,28 @@ class Plan:
             )
         if self.at_output and (self.actions != self.actions[:, :1]).any():
             raise ValueError("blocks cannot differ in a plan at the output")
-        if not len(self.corrections):
-            empty = np.zeros((len(self.actions), 2), np.float32)
-            object.__setattr__(self, "corrections", empty)
-        if self.corrections.shape != (len(self.actions), 2):
-            raise ValueError(f"`corrections` {self.corrections.shape} must be (steps, 2)")
+        if not len(self.weights):
+            object.__setattr__(self, "weights", plain_weights(len(self.actions)))
+        if self.weights.shape != (len(self.actions), HISTORY + 1):
+            raise ValueError(f"`weights` {self.weights.shape} must be (steps, {HISTORY + 1})")
         if self.actions.max(initial=0) > FORECAST:
             raise ValueError(f"`actions` has values above {FORECAST}")
-        computed_before = np.cumsum(self.actions == COMPUTE, axis=0) - (self.actions == COMPUTE)
-        for action, needed in ((REUSE, 1), (FORECAST, 2)):
-            short = np.argwhere((self.actions == action) & (computed_before < needed))
+        before = np.cumsum(self.actions == COMPUTE, axis=0) - (self.actions == COMPUTE)
+        needs = {REUSE: 1} if self.at_output else {REUSE: 1, FORECAST: 2}
+        for action, needed in needs.items():
+            short = np.argwhere((self.actions == action) & (before < needed))
             if len(short):
                 step, block = short[0]
                 raise ValueError(
                     f"plan: step {step}, block {block}: {ACTION_NAMES[action]} needs {needed} "
-                    f"computed step(s) before it, and has {computed_before[step, block]}"
+                    f"computed step(s) before it, and has {before[step, block]}"
                 )
-        corrected = np.argwhere(self.corrections != 0)
-        for step, needed in corrected:
-            computed = self.actions[step, 0] == COMPUTE and computed_before[step, 0] > needed
-            if not (self.at_output and computed):
-                raise ValueError(f"plan: step {step} cannot be corrected")
+        odd = (self.weights != plain_weights(1)).any(axis=1)
+        if self.at_output:
+            odd = ~_readable(self.weights, np.cumsum(self.actions[:, 0] == COMPUTE))
+        wrong = np.flatnonzero(odd)
+        if len(wrong):
+            raise ValueError(f"plan: step {wrong[0]} cannot be weighted so")
 
     @classmethod
     def from_actions(cls, actions: np.ndarray) -> "Plan":
@@ -93,45 +109,63 @@ class Plan:
         num_blocks: int,
         *,
         at_output: bool = False,
-        corrections: np.ndarray | None = None,
     ) -> "Plan":
         """All blocks share each decision.
 
         Args:
             computed: bool (S,).
-            coefficients: (S,); where not 0, a step that is not computed is forecast.
+            coefficients: (S,) betas; where not 0, a step that is not computed is forecast.
             num_blocks: N.
             at_output: See `Plan`.
-            corrections: (S, 2); see `Plan`.
         """
-        skipped = np.where(coefficients != 0, FORECAST, REUSE)
-        actions = np.where(computed, COMPUTE, skipped).astype(np.uint8)
         betas = np.where(computed, 0, coefficients).astype(np.float32)
+        if at_output:
+            weights = plain_weights(len(computed))
+            weights[:, 0] += betas
+            weights[:, 1] -= betas
+            return cls.of_output(computed, weights, num_blocks)
+        skipped = np.where(betas != 0, FORECAST, REUSE)
+        actions = np.where(computed, COMPUTE, skipped).astype(np.uint8)
         return cls(
             np.repeat(actions[:, None], num_blocks, axis=1),
             np.repeat(betas[:, None], num_blocks, axis=1),
-            at_output,
-            np.zeros((0, 2)) if corrections is None else corrections.astype(np.float32),
         )
+
+    @classmethod
+    def of_output(cls, computed: np.ndarray, weights: np.ndarray, num_blocks: int) -> "Plan":
+        """A plan at the output.
+
+        Args:
+            computed: bool (S,).
+            weights: (S, HISTORY + 1), see `Plan`.
+            num_blocks: N.
+        """
+        weights = weights.astype(np.float32)
+        plain = (weights == plain_weights(1)).all(axis=1)
+        actions = np.where(computed, COMPUTE, np.where(plain, REUSE, FORECAST)).astype(np.uint8)
+        shape = len(computed), num_blocks
+        table = np.broadcast_to(actions[:, None], shape).copy()
+        return cls(table, np.zeros(shape, np.float32), at_output=True, weights=weights)
 
     def restarted(self, step: int) -> "Plan":
         """What is left of the plan from a step on, where nothing computed before can be used.
 
-        That step is computed, forecasts that lack two computed steps become reuse, and what would
-        correct them falls away.
+        That step is computed, and what needs more than was computed since becomes plain reuse.
         """
         actions, betas = self.actions[step:].copy(), self.coefficients[step:].copy()
+        weights = self.weights[step:].copy()
+        if actions[0, 0] != COMPUTE:
+            weights[0] = plain_weights(1)
         actions[0], betas[0] = COMPUTE, 0
-        computed_before = np.cumsum(actions == COMPUTE, axis=0) - (actions == COMPUTE)
-        short = (actions == FORECAST) & (computed_before < 2)
-        actions[short], betas[short] = REUSE, 0
-        corrections = self.corrections[step:] * (computed_before[:, :1] > np.arange(2))
-        return dataclasses.replace(
-            self,
-            actions=actions,
-            coefficients=betas,
-            corrections=corrections,
-        )
+        computed = np.cumsum(actions == COMPUTE, axis=0)
+        if self.at_output:
+            lost = ~_readable(weights, computed[:, 0])
+            weights[lost] = plain_weights(1)
+            actions[lost] = np.where(actions[lost] == COMPUTE, COMPUTE, REUSE)
+        else:
+            short = (actions == FORECAST) & (computed < 2)
+            actions[short], betas[short] = REUSE, 0
+        return dataclasses.replace(self, actions=actions, coefficients=betas, weights=weights)
 
     @property
     def shape(self) -> tuple[int, int]:

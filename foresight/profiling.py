@@ -16,10 +16,10 @@ from foresight.pipeline import Generated, generate
 from foresight.policies.fixed import OneStepPolicy
 from foresight.policies.learned import LearnedPolicy
 from foresight.recorder import Tensors, TraceRecorder
-from foresight.rollout import KINDS, random_strengths, roll_out, sample_plan
+from foresight.rollout import KINDS, roll_out, sample_plan
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
-from foresight.solver import euler_response
+from foresight.solver import euler_solver
 from foresight.traces import TraceSet
 
 POLICY_SPEEDUPS = (1.2, 3.8)  # rolled out in an on-policy round
@@ -143,19 +143,14 @@ def profile(
         }
         rng = np.random.default_rng([seed, number])
         shared = {"generation_id": trace["generation_id"], "prompt": prompt.text}
-        gram, rows = trace["group_gram"][1], []
-        corrects = plain.generation.response is not None
+        rows: list[dict[str, Any]] = []
         for index in range(rollouts):
             if policy is None:
                 kind = KINDS[(number * rollouts + index) % len(KINDS)]
-                drawn = rng, gram, trace["sigmas"], blocks, trace["response"]
-                plan = sample_plan(kind, *drawn, corrects=corrects)
+                plan = sample_plan(kind, rng, trace, blocks, plain.generation.solver)
             else:
                 kind = "policy"
                 plan = policy.at(rng.uniform(*POLICY_SPEEDUPS)).begin(plain.generation)
-                if index % 2:  # to learn how strong corrections should be, vary them
-                    varied = random_strengths(rng, len(gram))[:, None] * plan.corrections
-                    plan = dataclasses.replace(plan, corrections=varied.astype(np.float32))
             row = roll_out(pipe, prompt.text, config, run_seed, plan, plain)
             rows.append({**shared, "kind": kind, **row})
         traces.add(number, trace, rows)
@@ -172,7 +167,8 @@ def _trace(
     timing: Timing,
 ) -> dict[str, Any]:
     gram, group_gram, output_norm = recorder.grams()
-    sigmas, response = plain.generation.sigmas, plain.generation.response
+    sigmas = plain.generation.sigmas
+    solver = plain.generation.solver or euler_solver(sigmas)
     return {
         "prompt": prompt.text,
         "category": prompt.category,
@@ -182,10 +178,12 @@ def _trace(
         "scheduler": type(pipe.scheduler).__name__,
         "timesteps": plain.generation.timesteps,
         "sigmas": sigmas,
-        "response": euler_response(sigmas) if response is None else response,
+        "response": solver.response,
+        "decay": solver.decay,
         "gram": gram,
         "group_names": ["stack", "output"],
         "group_gram": group_gram,
+        "first_latents": recorder.first_latents(plain.generation.solver),
         "output_norm": output_norm,
         **dataclasses.asdict(timing),
     }

@@ -7,8 +7,10 @@ import torch
 
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
+from foresight.solver import Solver
 
 Tensors = tuple[torch.Tensor, ...]
+LATENTS_TOLERANCE = 0.01  # how far, relatively, latents may be from what the solver says
 Layout = tuple[int, int]  # which of a block's streams, and how many numbers it holds
 
 
@@ -26,6 +28,7 @@ class TraceRecorder:
         self._sketcher, self._num_blocks = sketcher, num_blocks
         self._guidance_scale = guidance_scale
         self._outputs: dict[tuple[int, int], torch.Tensor] = {}
+        self._latents: list[torch.Tensor] = []
         self._sketches: dict[tuple[int, int, int], dict[Layout, torch.Tensor]] = {}
         self._norms: dict[tuple[int, int, int], torch.Tensor] = {}
         self._transposed: dict[int, bool] = {0: False}
@@ -38,6 +41,9 @@ class TraceRecorder:
         """Sketch what a block added to its streams, or the model's prediction."""
         if block == MODEL:
             self._outputs[step, branch] = self._predicted(streams[0], outputs[0])
+            if branch == 0 and len(self._latents) == step and _weighable(streams[0], outputs):
+                seen = streams[0][: len(streams[0]) // self._copies(streams[0])]
+                self._latents.append(self._sketcher(seen.float().reshape(1, -1))[0])
             return
         if block == 0:
             self._reference = streams[0].shape
@@ -60,10 +66,14 @@ class TraceRecorder:
         if prediction.ndim == latents.ndim:  # some predict a variance behind it
             prediction = prediction[:, : latents.shape[1]]
         prediction = prediction.float()
-        if self._guidance_scale > 1 and len(prediction) % 2 == 0:
+        if self._copies(prediction) == 2:
             without, with_prompt = prediction.chunk(2)
             prediction = without + self._guidance_scale * (with_prompt - without)
         return self._sketcher(prediction.reshape(1, -1))[0]
+
+    def _copies(self, batch: torch.Tensor) -> int:
+        """How many CFG branches are in the batch."""
+        return 2 if self._guidance_scale > 1 and len(batch) % 2 == 0 else 1
 
     def _turned(self, block: int, stream: torch.Tensor) -> bool:
         """Whether this block sees the transposed layout, given that of the block before."""
@@ -107,20 +117,54 @@ class TraceRecorder:
                 energy[block] += torch.stack(norms).cpu().numpy()
             stack_gram += sum((total @ total.mT).numpy() for total in stack.values())
         scale = energy.mean(axis=1)
-        output_gram = self._output_gram(steps, branches)
+        output_gram = self._output_gram()
         groups = np.stack([stack_gram / scale[-1], output_gram / np.diag(output_gram).mean()])
         return gram / scale[:, None, None], groups, np.sqrt(energy)
 
-    def _output_gram(self, steps: int, branches: int) -> np.ndarray:
-        """(S, S) of the guided prediction; the prompt's branch is evaluated first where apart."""
+    def first_latents(self, solver: Solver | None) -> np.ndarray:
+        """Inner products of the first latents with each output, then with themselves, (S + 1,).
+
+        In the units of the output's Gram matrix. Zeros if latents are not to be weighted with
+        predictions: where they differ in form, or are not what the solver makes of predictions.
+        """
+        outputs = self._guided()
+        output, steps = outputs[0], len(outputs[0])
+        nothing = np.zeros(steps + 1)
+        if solver is None or not solver.decay.any():
+            return nothing
+        if len(outputs) > 1 or len(self._latents) != steps:
+            return nothing
+        seen = torch.stack(self._latents).double().cpu()
+        basis = torch.cat([output, seen[:1]])
+        ways = np.block([solver.response.T, solver.decay[:, None]])[:-1]
+        missed = torch.from_numpy(ways) @ basis - seen[1:]
+        if missed.norm() > LATENTS_TOLERANCE * seen.norm():
+            return nothing
+        return (basis @ seen[0] / output.square().sum(dim=1).mean()).numpy()
+
+    def _output_gram(self) -> np.ndarray:
+        """(S, S) of the guided prediction."""
+        return sum(((output @ output.mT).numpy() for output in self._guided()), np.zeros(()))
+
+    def _guided(self) -> list[torch.Tensor]:
+        """Sketches (S, width) of the guided prediction; branches apart begin with the prompt's."""
+        steps = 1 + max(step for step, _ in self._outputs)
+        branches = 1 + max(branch for _, branch in self._outputs)
         outputs = [
-            torch.stack([self._outputs[step, branch] for step in range(steps)]).double()
+            torch.stack([self._outputs[step, branch] for step in range(steps)]).double().cpu()
             for branch in range(branches)
         ]
         if branches == 2:
             with_prompt, without = outputs
             outputs = [without + self._guidance_scale * (with_prompt - without)]
-        return sum(((output @ output.mT).cpu().numpy() for output in outputs), np.zeros(()))
+        return outputs
+
+
+def _weighable(latents: torch.Tensor, outputs: Tensors) -> bool:
+    """Whether a prediction and latents have one form, but for channels behind the prediction."""
+    shape, channels = outputs[0].shape, latents.shape[1]
+    alike = (shape[0], *shape[2:]) == (latents.shape[0], *latents.shape[2:])
+    return len(outputs) == 1 and alike and shape[1] >= channels
 
 
 def _swap(tokens: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -109,19 +109,18 @@ class PlannedBranch(Branch):
             return super().model(forward, args, kwargs)
         if whole.action != COMPUTE:
             self.executed[:] = bytes([whole.action]) * len(self.executed)
-            value = _combine(whole.kept, self.predictions)
+            value = _combine(whole, self.predictions, args, kwargs)
             del self.predictions[whole.keep :]
             return self._rebuild(value)
         output = super().model(forward, args, kwargs)
         self._rebuild = rebuilder(output)
-        fresh = tensors_of(output)
-        before = self.predictions
+        seen = [tensors_of(output), *self.predictions]
         # Copies, in and out, for pipelines that change a prediction in place.
-        kept = [tuple(part.clone() for part in fresh)] if whole.keep else []
-        self.predictions = [*kept, *before][: whole.keep]
-        if not whole.kept:
+        kept = [tuple(part.clone() for part in seen[0])] if whole.keep else []
+        self.predictions = [*kept, *self.predictions][: whole.keep]
+        if whole.plain:
             return output
-        return self._rebuild(_combine((whole.fresh, *whole.kept), [fresh, *before]))
+        return self._rebuild(_combine(whole, seen, args, kwargs))
 
     def block(self, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
         """Run a block, or stand in for it, as planned."""
@@ -239,10 +238,17 @@ class Model:
         return self.programs[step]
 
 
-def _combine(weights: tuple[float, ...], predictions: list[Tensors]) -> Tensors:
-    """The weighted sum of predictions, part by part."""
-    parts = zip(*predictions[: len(weights)], strict=True)
-    return tuple(_weighted(weights, part) for part in parts)
+def _combine(step: OutputStep, predictions: list[Tensors], args: tuple, kwargs: dict) -> Tensors:
+    """The weighted sum of predictions, part by part, and of the latents that the model is given.
+
+    Some models predict more channels than their latents have, a variance behind them.
+    """
+    parts = zip(*predictions[: len(step.weights)], strict=True)
+    total = tuple(_weighted(step.weights, part) for part in parts)
+    if step.latents:
+        latents = stream_of(args, kwargs)
+        total[0][:, : latents.shape[1]].add_(latents, alpha=step.latents)
+    return total
 
 
 def _weighted(weights: tuple[float, ...], tensors: Tensors) -> torch.Tensor:

@@ -34,9 +34,11 @@ TRACE_SCHEMA = pa.schema(
         "timesteps": _VECTOR,
         "sigmas": _VECTOR,
         "response": _MATRIX,
+        "decay": _VECTOR,
         "gram": _STACK,
         "group_names": pa.list_(pa.string()),
         "group_gram": _STACK,
+        "first_latents": _VECTOR,
         "output_norm": _MATRIX,
         "block_seconds": _VECTOR,
         "overhead_seconds": pa.float32(),
@@ -53,7 +55,7 @@ ROLLOUT_SCHEMA = pa.schema(
         "kind": pa.string(),
         "plan": pa.list_(pa.list_(pa.int8())),
         "coefficients": _MATRIX,
-        "corrections": _MATRIX,
+        "weights": _MATRIX,
         "at_output": pa.bool_(),
         "compute_fraction": pa.float32(),
         "final_error": pa.float32(),
@@ -76,8 +78,9 @@ denoising trajectory: {generations} generations of {prompts} prompts in {configs
 
 `gram[b, i, j]` is the inner product of block b's residuals at steps i and j, estimated from
 sketches of {sketch_width} numbers, divided by the mean squared norm of the block's output.
-`group_gram` is the same for the whole stack's summed residual and for the model's output. The
-`rollouts` configuration holds plans (0 compute, 1 reuse, 2 forecast) that were run on these
+`group_gram` is the same for the whole stack's summed residual and for the model's output;
+`first_latents` are the inner products of the first latents with each output, then with themselves.
+The `rollouts` configuration holds plans (0 compute, 1 reuse, 2 forecast) that were run on these
 generations, and the error they left.
 
     datasets.load_dataset("parquet", data_dir=THIS_FOLDER)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foresight.config import GenerationConfig, UserError
 from foresight.policies.network import config_features
-from foresight.solver import euler_response
+from foresight.solver import Solver
 from foresight.traces import TraceSet
 
 PROMPT_USES = ("prompt", "without prompt", "shuffled prompt")
@@ -35,8 +35,10 @@ class Bucket:
     """(G, E, S, S); entity 0 is the model's output, entity 1 + b block b."""
     sigmas: Tensor
     """(G, S) noise level of each step."""
-    response: Tensor
-    """(G, S, S) of the solver, see `solver_response`."""
+    first: Tensor
+    """(G, S + 1) inner products of the first latents with each output, then with themselves."""
+    solvers: list[Solver]
+    """Of each generation."""
     embedding: Tensor
     """(G, D) prompt embedding, as the chosen use of the prompt has it."""
     features: Tensor
@@ -56,8 +58,10 @@ def load_generations(dirs: Sequence[Path]) -> list[ProfiledGeneration]:
         traces = TraceSet.open(folder)
         rollouts: dict[str, list[dict[str, Any]]] = {}
         for row in traces.rollouts:
+            _check_columns(row, {"weights"}, folder)
             rollouts.setdefault(row["generation_id"], []).append(row)
         for trace in traces.traces:
+            _check_columns(trace, {"decay", "first_latents"}, folder)
             if generations and not _same_model(trace, generations[0].trace):
                 raise UserError(
                     f"{folder} was profiled on another model than {dirs[0]}; "
@@ -65,6 +69,15 @@ def load_generations(dirs: Sequence[Path]) -> list[ProfiledGeneration]:
                 )
             generations.append(ProfiledGeneration(trace, rollouts.get(trace["generation_id"], [])))
     return generations
+
+
+def _check_columns(row: dict[str, Any], needed: set[str], folder: Path) -> None:
+    missing = sorted(needed - row.keys())
+    if missing:
+        raise UserError(
+            f"{folder} was made by an earlier version (it lacks {', '.join(missing)}); "
+            "profile again into a new folder"
+        )
 
 
 def _same_model(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -133,10 +146,8 @@ def _with_output(trace: dict[str, Any]) -> np.ndarray:
     return np.concatenate([output[None], trace["gram"]])
 
 
-def _response(trace: dict[str, Any]) -> np.ndarray:
-    """Of the solver, (S, S); Euler's in trace sets from before it was logged."""
-    found = trace.get("response")
-    return euler_response(trace["sigmas"]) if found is None else found
+def _solver(trace: dict[str, Any]) -> Solver:
+    return Solver(np.asarray(trace["response"]), np.asarray(trace["decay"]))
 
 
 def make_buckets(
@@ -154,7 +165,8 @@ def make_buckets(
             Bucket(
                 gram=torch.from_numpy(np.stack(grams)).float(),
                 sigmas=torch.from_numpy(np.stack([t["sigmas"] for t in traces])).float(),
-                response=torch.from_numpy(np.stack([_response(t) for t in traces])),
+                first=torch.from_numpy(np.stack([t["first_latents"] for t in traces])).float(),
+                solvers=[_solver(t) for t in traces],
                 embedding=torch.from_numpy(np.stack([e for _, e in members])).float(),
                 features=torch.tensor([config_features(configuration(t)) for t in traces]),
                 rollouts=[generation.rollouts for generation, _ in members],

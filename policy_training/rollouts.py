@@ -1,4 +1,4 @@
-"""Roll-outs as tensors: the runs of each executed plan, and the error that it left."""
+"""Roll-outs: executed plans, what their runs left in the latents, and the error of the video."""
 
 from typing import Any, NamedTuple
 
@@ -6,24 +6,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foresight.plan import COMPUTE, skipped_runs
-from foresight.policies.dynamics import Runs
+from foresight.plan import COMPUTE
+from foresight.policies.multistep import run_energies, with_first_latents
+from foresight.solver import Solver
 from policy_training.generations import Bucket
 
 
 class Rollouts(NamedTuple):
     """R roll-outs of plans at the output, of generations with the same S sigmas and solver."""
 
-    runs: Runs
-    """All of their runs of skipped steps; `which` is the roll-out."""
-    corrections: Tensor
-    """(B, 2) kappa and lambda of the step after each run."""
+    computed: np.ndarray
+    """bool (R, S)"""
+    weights: np.ndarray
+    """(R, S, HISTORY + 1), see `Plan`."""
+    runs: "Runs"
+    """What their runs left in the uncached generations that they are of."""
     sigmas: Tensor
     """(S,)"""
-    response: Tensor
-    """(S, S) of the solver."""
-    gram: Tensor
-    """(R, S, S) inner products of the model's output in the uncached generation."""
+    solver: Solver
     embedding: Tensor
     """(R, D)"""
     features: Tensor
@@ -34,12 +34,26 @@ class Rollouts(NamedTuple):
     """(R,) of the video, in dB."""
 
 
+class Runs(NamedTuple):
+    """B runs of skipped steps."""
+
+    which: Tensor
+    """(B,) whose."""
+    latest: Tensor
+    """(B,) the step computed last."""
+    following: Tensor
+    """(B,) the step computed next; S where the generation ends."""
+    log_energy: Tensor
+    """(B,) log of what they leave in the latents, see `run_energies`."""
+
+
 def gather_rollouts(buckets: list[Bucket]) -> list[Rollouts]:
     """The roll-outs of plans at the output, together where sigmas and solver are the same."""
-    groups: dict[tuple[bytes, bytes], list[tuple[Bucket, int, dict[str, Any]]]] = {}
+    groups: dict[tuple[bytes, ...], list[tuple[Bucket, int, dict[str, Any]]]] = {}
     for bucket in buckets:
         for index, rollouts in enumerate(bucket.rollouts):
-            key = bucket.sigmas[index].numpy().tobytes(), bucket.response[index].numpy().tobytes()
+            response, decay, _ = bucket.solvers[index]
+            key = bucket.sigmas[index].numpy().tobytes(), response.tobytes(), decay.tobytes()
             usable = [(bucket, index, rollout) for rollout in rollouts if _tells(rollout)]
             if usable:
                 groups.setdefault(key, []).extend(usable)
@@ -55,18 +69,19 @@ def _tells(rollout: dict[str, Any]) -> bool:
 def _stack(members: list[tuple[Bucket, int, dict[str, Any]]]) -> Rollouts:
     places = [(bucket, index) for bucket, index, _ in members]
     rollouts = [rollout for *_, rollout in members]
-    runs, corrections = plan_runs(
-        [np.asarray(rollout["plan"])[:, 0] == COMPUTE for rollout in rollouts],
-        [np.asarray(rollout["coefficients"]).mean(axis=1) for rollout in rollouts],
-        [_corrections(rollout) for rollout in rollouts],
-    )
+    computed = np.stack([np.asarray(rollout["plan"])[:, 0] == COMPUTE for rollout in rollouts])
+    weights = np.stack([np.asarray(rollout["weights"]) for rollout in rollouts])
     first, index = places[0]
+    grams = [
+        with_first_latents(bucket.gram[place, 0].double().numpy(), bucket.first[place].numpy())
+        for bucket, place in places
+    ]
     return Rollouts(
-        runs=runs,
-        corrections=corrections,
+        computed=computed,
+        weights=weights,
+        runs=gather_runs(grams, first.solvers[index], computed, weights),
         sigmas=first.sigmas[index],
-        response=first.response[index],
-        gram=torch.stack([bucket.gram[index, 0] for bucket, index in places]),
+        solver=first.solvers[index],
         embedding=torch.stack([bucket.embedding[index] for bucket, index in places]),
         features=torch.stack([bucket.features[index] for bucket, index in places]),
         log_final_error=torch.tensor([float(r["final_error"]) for r in rollouts]).log(),
@@ -74,28 +89,19 @@ def _stack(members: list[tuple[Bucket, int, dict[str, Any]]]) -> Rollouts:
     )
 
 
-def plan_runs(
-    computed: list[np.ndarray], coefficients: list[np.ndarray], corrections: list[np.ndarray]
-) -> tuple[Runs, Tensor]:
-    """The runs of R plans, and the corrections (B, 2) after them.
-
-    Args:
-        computed: bool (S,) of each plan.
-        coefficients: (S,) of each plan's forecasts; 0 where reused or computed.
-        corrections: (S, 2) of each plan.
-    """
-    found, betas, made = [], [], []
-    for which, steps in enumerate(computed):
-        for previous, latest, after in skipped_runs(steps):
-            found.append((previous, latest, after, which))
-            betas.append(torch.from_numpy(coefficients[which][latest + 1 : after]))
-            made.append(corrections[which][after] if after < len(steps) else np.zeros(2))
-    previous, latest, following, which = torch.tensor(found).unbind(1)
-    padded = torch.nn.utils.rnn.pad_sequence(betas, batch_first=True)
-    return Runs(previous, latest, following, which, padded), torch.from_numpy(np.stack(made))
-
-
-def _corrections(rollout: dict[str, Any]) -> np.ndarray:
-    """(S, 2); zeros in trace sets from before plans corrected."""
-    found = rollout.get("corrections")
-    return np.zeros((len(rollout["plan"]), 2)) if found is None else np.asarray(found)
+def gather_runs(
+    grams: list[np.ndarray], solver: Solver, computed: np.ndarray, weights: np.ndarray
+) -> Runs:
+    """What the runs of R plans leave, given inner products (S + 1, S + 1) for each."""
+    found = [
+        (which, *run)
+        for which, gram in enumerate(grams)
+        for run in run_energies(gram, solver, computed[which], weights[which])
+    ]
+    which, latest, following, energy = zip(*found, strict=True)
+    return Runs(
+        torch.tensor(which),
+        torch.tensor(latest),
+        torch.tensor(following),
+        torch.tensor(energy, dtype=torch.float64).log(),
+    )

@@ -10,7 +10,7 @@ import torch
 
 from foresight.config import GenerationConfig, UserError
 from foresight.plan import Plan
-from foresight.solver import solver_response
+from foresight.solver import Solver, solver_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Generation:
         prompt_embedding: (D,) mean of the prompt's text embedding over its tokens.
         block_names, block_kinds: N blocks in execution order.
         scheduler: A copy of the noise scheduler with its timesteps set and no step taken; None if
-            nobody may ask for its response.
+            nobody may ask what it makes of predictions.
     """
 
     config: GenerationConfig
@@ -36,9 +36,9 @@ class Generation:
     scheduler: Any = None
 
     @functools.cached_property
-    def response(self) -> np.ndarray | None:
-        """(S, S) of the solver, see `solver_response`; only policies that correct pay for it."""
-        return None if self.scheduler is None else solver_response(self.scheduler)
+    def solver(self) -> Solver | None:
+        """What the scheduler makes of predictions; only policies that ask pay for it."""
+        return None if self.scheduler is None else solver_of(self.scheduler)
 
     @property
     def num_steps(self) -> int:

@@ -16,11 +16,11 @@ from foresight.fingerprint import fingerprint
 from foresight.plan import Plan
 from foresight.planner import shortest_path, shortest_paths, steps_for_speedup
 from foresight.policies.base import Generation, Policy
-from foresight.policies.dynamics import Dynamics
+from foresight.policies.damage import gains_after
+from foresight.policies.multistep import LONGEST_RUN, local_energies, multistep_weights
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.promise import QualityPromise
-from foresight.policies.risks import LONGEST_RUN, Risks, assess
-from foresight.solver import euler_response
+from foresight.solver import Solver, euler_solver
 
 
 class LearnedPolicy(Policy):
@@ -52,6 +52,7 @@ class LearnedPolicy(Policy):
         self.speedup = 2.0
         self.quality: float | None = None
         self._confidence = 0.9
+        self._known: dict[tuple[bytes, bytes, int], np.ndarray] = {}
 
     @property
     def setting(self) -> str:
@@ -179,29 +180,29 @@ class LearnedPolicy(Policy):
                 f"policy {self.name} was trained for another model ({facts}); train one for this"
             )
 
-    @torch.no_grad()
     def begin(self, generation: Generation) -> Plan:
         steps = generation.num_steps
         count = None if self.quality is not None else self._affordable(steps)
         longest = LONGEST_RUN if count is None else max(LONGEST_RUN, -(-steps // count))
-        risks = self._risks(generation, longest)
-        return risks.plan(self._choose(risks, count), generation.num_blocks)
+        computed = self._choose(self._weights(generation, longest), count)
+        weights = multistep_weights(self._reference(generation), _solver(generation), computed)
+        return Plan.of_output(computed, weights, generation.num_blocks)
 
-    def _choose(self, risks: Risks, count: int | None) -> np.ndarray:
+    def _choose(self, weight: np.ndarray, count: int | None) -> np.ndarray:
         """The steps to compute, bool (S,): `count`, or as few as reach the quality if None."""
-        weight = self._weights(risks)
         if count is not None:
             return shortest_path(weight, count)
         assert self.promise is not None
         assert self.quality is not None
-        dynamics = self.model.dynamics
         most = self.promise.highest_log_damage(self.quality, self._confidence)
-        limit = np.exp(dynamics.power.item() * (most - dynamics.offset.item()))
+        limit = np.exp(self.model.damage.power.item() * most)
         return next(path for cost, path in shortest_paths(weight, len(weight)) if cost <= limit)
 
-    def _weights(self, risks: Risks) -> np.ndarray:
-        """What each run adds to the damage of a plan, (S, S, S + 1)."""
-        return risks.damage ** self.model.dynamics.power.item()
+    def _weights(self, generation: Generation, longest: int) -> np.ndarray:
+        """What each run adds to the damage of a plan, (S, S, S + 1), see `local_energies`."""
+        gains = gains_after(self.model.damage, generation.sigmas)
+        left = self._energies(generation, longest) * self._pace(generation) * gains
+        return left ** self.model.damage.power.item()
 
     def _affordable(self, steps: int) -> int:
         """How many steps come closest to the speed-up."""
@@ -214,30 +215,40 @@ class LearnedPolicy(Policy):
         )
         return min(steps, max(1, int(allowed + 0.5)))
 
-    def _risks(self, generation: Generation, longest: int) -> Risks:
-        """What is predicted of every way to skip up to `longest` steps in a row.
+    def _energies(self, generation: Generation, longest: int) -> np.ndarray:
+        """What runs leave on average; the same for all generations of one solver and step count."""
+        solver = _solver(generation)
+        key = generation.sigmas.tobytes(), solver.response.tobytes(), longest
+        if key not in self._known:
+            self._known[key] = local_energies(self._reference(generation), solver, longest)
+        return self._known[key]
 
-        Nothing is corrected where the solver's response is not known.
-        """
-        return assess(
-            self._gram(generation),
-            self.dynamics(generation),
-            longest=longest,
-            corrects=generation.response is not None,
-        )
+    @torch.no_grad()
+    def _reference(self, generation: Generation) -> np.ndarray:
+        """Inner products (S + 1, S + 1) of the predictions and first latents to be expected."""
+        return self.model.reference(torch.from_numpy(np.asarray(generation.sigmas)).float()).numpy()
 
-    def _gram(self, generation: Generation) -> torch.Tensor:
-        """The inner products of this generation's outputs that are expected, (S, S)."""
-        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
-        return self.model.gram(sigmas, self._context(generation))[0]
-
-    def dynamics(self, generation: Generation) -> Dynamics:
-        """How errors of this generation's predictions are thought to reach its video."""
-        known = generation.response
-        response = euler_response(generation.sigmas) if known is None else known
-        sigmas = torch.from_numpy(np.asarray(generation.sigmas))
-        return self.model.dynamics(sigmas, torch.from_numpy(response))
-
-    def _context(self, generation: Generation) -> torch.Tensor:
+    @torch.no_grad()
+    def _pace(self, generation: Generation) -> np.ndarray:
+        """How much more than on average runs leave, (S, S + 1) by the steps around them."""
         prompt = torch.from_numpy(np.asarray(generation.prompt_embedding)).float()
-        return self.model.context(prompt[None], torch.tensor([config_features(generation.config)]))
+        features = torch.tensor([config_features(generation.config)])
+        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
+        pace = self.model.log_pace(sigmas, self.model.context(prompt[None], features))[0]
+        return mean_pace(pace.double().exp().numpy())
+
+
+def mean_pace(pace: np.ndarray) -> np.ndarray:
+    """Mean of a pace per step (S,) over the steps of each run and the one after, (S, S + 1).
+
+    By the step computed before the run and the one after it (S: none).
+    """
+    steps = len(pace)
+    summed = np.append(0, np.cumsum(pace))
+    first, last = np.arange(steps)[:, None] + 1, np.minimum(np.arange(steps + 1), steps - 1)
+    count = np.maximum(last + 1 - first, 1)
+    return np.maximum(summed[last + 1] - summed[np.minimum(first, steps)], 1e-12) / count
+
+
+def _solver(generation: Generation) -> Solver:
+    return generation.solver or euler_solver(generation.sigmas)

@@ -1,4 +1,4 @@
-"""The trained part of a policy: risks of reuse and forecast, and how errors reach the video.
+"""The trained part of a policy: risks of reuse and forecast, and what errors do to the video.
 
 It starts from what the traces say on average, the mean Gram matrix of every entity over noise
 levels (a kernel: any step count reads it by interpolation), and learns what prompt, configuration
@@ -11,8 +11,9 @@ the last computed step a and the one before, p, the network predicts
     log_reuse     log of ||r[s] - r[a]||^2, relative as in a trace's Gram matrix
     log_forecast  log of what the forecast leaves
 
-Plans are made at the output: its kernel, paced by the predicted change from step to step, is the
-Gram matrix that a generation is expected to have, and `dynamics` says what follows from it.
+Plans are made at the output: from its kernel follows how best to stand in for what is skipped, the
+predicted change from step to step says how much more or less that leaves for this prompt, and
+`damage` what is left of it in the video.
 """
 
 import math
@@ -22,7 +23,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from foresight.config import GenerationConfig
-from foresight.policies.dynamics import ErrorDynamics, log_ratio
+from foresight.policies.damage import DamageModel, log_ratio
 
 NUM_CONFIG_FEATURES = 5
 OUTPUT = 0  # the entity that plans are made at
@@ -56,6 +57,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
     config_scale: torch.Tensor
     grid: torch.Tensor
     kernel: torch.Tensor
+    first: torch.Tensor
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         super().__init__()
         self.register_buffer("grid", torch.linspace(1, 0, num_levels))
         self.register_buffer("kernel", torch.eye(num_levels).repeat(num_blocks + 1, 1, 1))
+        self.register_buffer("first", torch.zeros(num_levels + 1))
         self.register_buffer("prompt_mean", torch.zeros(prompt_width))
         self.register_buffer("prompt_scale", torch.ones(prompt_width))
         self.register_buffer("config_mean", torch.zeros(NUM_CONFIG_FEATURES))
@@ -81,7 +84,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         self.trunk = nn.Sequential(
             nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), answers
         )
-        self.dynamics = ErrorDynamics()
+        self.damage = DamageModel()
         nn.init.normal_(self.entity.weight, std=0.3)
 
     def fit_inputs(self, prompts: torch.Tensor, configs: torch.Tensor) -> None:
@@ -96,10 +99,17 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
                 torch.where(spread > 1e-4, 1 / spread.clamp(min=1e-4), 0.0)
             )
 
-    def fit_kernel(self, grid: torch.Tensor, grams: torch.Tensor) -> None:
-        """Take the mean Gram matrices (N + 1, M, M) over the noise levels `grid` (M,), falling."""
+    def fit_kernel(self, grid: torch.Tensor, grams: torch.Tensor, first: torch.Tensor) -> None:
+        """Take mean inner products over the noise levels `grid` (M,), falling.
+
+        Args:
+            grid: Noise levels.
+            grams: (N + 1, M, M) of every entity with itself.
+            first: (M + 1,) of the first latents with the output, then with themselves.
+        """
         self.grid.copy_(grid)
         self.kernel.copy_(grams)
+        self.first.copy_(first)
 
     def _place(self, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The level of the grid after each of some (any shape), and how near it is: 0 to 1."""
@@ -179,33 +189,35 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
             "log_forecast": torch.where(before > 1e-6, known_left, known_reuse) + left,
         }
 
-    def gram(self, sigmas: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Inner products of the outputs that generations are expected to have, (G, S, S).
+    def reference(self, sigmas: torch.Tensor) -> torch.Tensor:
+        """Mean inner products (S + 1, S + 1) of outputs at sigmas (S,) and the first latents."""
+        place, share = self._place(sigmas)
+        levels = len(self.grid)
+        weights = torch.zeros(len(sigmas) + 1, levels + 1, dtype=torch.float64)
+        weights[:-1].scatter_(
+            1, torch.stack([place - 1, place], 1), torch.stack([1 - share, share], 1)
+        )
+        weights[-1, -1] = 1
+        kernel = nn.functional.pad(self.kernel[OUTPUT].double(), (0, 1, 0, 1))
+        kernel[-1], kernel[:, -1] = self.first, self.first
+        return weights @ kernel @ weights.mT
 
-        Relative to the first step's output: differences are all that counts.
+    def log_pace(self, sigmas: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """By how much the output's squared change to each step exceeds the kernel's, (G, S) logs.
 
         Args:
             sigmas: (S,).
             context: (G, C).
         """
-        steps = len(sigmas)
-        later = torch.arange(1, steps, device=sigmas.device)
+        later = torch.arange(1, len(sigmas))
         levels = sigmas[torch.stack([later, later - 1, (later - 2).clamp(min=0)], dim=1)]
-        place, share = self._place(sigmas)
-        weights = torch.zeros(steps, len(self.grid), dtype=torch.float64, device=sigmas.device)
-        weights.scatter_(1, torch.stack([place - 1, place], 1), torch.stack([1 - share, share], 1))
-        motion = weights.diff(dim=0)
-        motion = motion @ self.kernel[OUTPUT].double() @ motion.mT  # of each step with each other
-        own = motion.diagonal().clamp(min=1e-12).log()
-        entity = torch.full((len(context) * len(later),), OUTPUT, device=sigmas.device)
+        usual = self._read_kernel(torch.full((len(later),), OUTPUT), levels)[0]
         expected = self(
-            entity,
+            torch.full((len(context) * len(later),), OUTPUT),
             levels.repeat(len(context), 1),
             context.repeat_interleave(len(later), dim=0),
         )["log_reuse"].reshape(len(context), -1)
-        pace = ((expected.double() - own) / 2).exp()
-        motion = motion * pace[:, :, None] * pace[:, None]
-        return nn.functional.pad(motion.cumsum(1).cumsum(2), (1, 0, 1, 0))
+        return nn.functional.pad(expected - usual, (1, 0))
 
 
 def _waves(sigmas: torch.Tensor) -> torch.Tensor:
