@@ -12,7 +12,6 @@ TEXT_ENCODER: dict[str, Any] = {
     "d_model": TEXT_WIDTH,
     "d_kv": 32,
     "d_ff": 256,
-    "num_layers": 2,
     "num_heads": 4,
     "dropout_rate": 0.0,
     "feed_forward_proj": "gated-gelu",
@@ -40,7 +39,8 @@ def build_tokenizer() -> T5Tokenizer:
 def build_pipeline() -> LattePipeline:
     """The untrained pipeline: Latte's layout (spatial and temporal blocks, DDIM, T5), small."""
     tokenizer = build_tokenizer()
-    text_encoder = T5EncoderModel(T5Config(vocab_size=len(tokenizer), **TEXT_ENCODER))
+    vocabulary = len(tokenizer)
+    text_encoder = T5EncoderModel(T5Config(vocab_size=vocabulary, num_layers=4, **TEXT_ENCODER))
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,

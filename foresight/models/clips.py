@@ -54,6 +54,8 @@ CAMERAS = (
     "the camera shakes",
 )
 _RATE = {"slowly": 0.5, "": 1.0, "quickly": 2.0}
+_SIDE = 0.47  # of two items, the first is left of the middle by this, the second right
+_REACH = 0.6  # of what a lone item and its camera move, so that two stay in view and apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ def caption(scene: Scene) -> str:
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: half have two items, which is what is learned last; four in ten a camera."""
+    """Draw a scene: six in ten have two items, which is learned last; four in ten a camera."""
     colours = rng.permutation(list(COLOURS))
 
     def item(colour: str) -> Item:
@@ -96,7 +98,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         speed = "" if motion == "stays still" else str(rng.choice(SPEEDS))
         return Item(str(colour), shape, motion, speed)
 
-    count = 2 if rng.random() < 0.5 else 1
+    count = 2 if rng.random() < 0.6 else 1
     camera = str(rng.choice(CAMERAS[1:])) if rng.random() < 0.4 else ""
     return Scene(tuple(item(c) for c in colours[:count]), str(rng.choice(BACKGROUNDS)), camera)
 
@@ -118,19 +120,20 @@ def render(
     rows = (np.arange(height) + 0.5) / height * 2 - 1
     cols = ((np.arange(width) + 0.5) / width * 2 - 1) * (width / height)
     y, x = np.meshgrid(rows, cols, indexing="ij")
-    x, y = _camera(scene.camera, rng, x[None], y[None], time)
+    sides, reach = ([0.0], 1.0) if len(scene.items) == 1 else ([-_SIDE, _SIDE], _REACH)
+    x, y = _camera(scene.camera, rng, x[None], y[None], time, reach)
     frames = _background(scene.background, rng, x, y, time)
-    side = [0.0] if len(scene.items) == 1 else [-0.45, 0.45]
-    for item, centre in zip(scene.items, side, strict=True):
-        frames = _draw(frames, item, rng, x, y, time, centre, 2.0 / height, width / height)
+    for item, centre in zip(scene.items, sides, strict=True):
+        frames = _draw(frames, item, rng, x, y, time, centre, reach, 2.0 / height, width / height)
     return np.clip(frames, 0, 255).astype(np.uint8)
 
 
-def _camera(camera: str, rng: np.random.Generator, x, y, time):  # noqa: ANN001, ANN202
+def _camera(camera: str, rng: np.random.Generator, x, y, time, reach):  # noqa: ANN001, ANN202
+    travel = (time - 0.5) * 0.9 * reach
     if "pans" in camera:
-        x = x + (-1 if camera.endswith("left") else 1) * (time - 0.5) * 0.9
+        x = x + (-1 if camera.endswith("left") else 1) * travel
     elif "zooms" in camera:
-        scale = np.exp((-1 if camera.endswith("in") else 1) * (time - 0.5) * 0.9)
+        scale = np.exp((-1 if camera.endswith("in") else 1) * travel)
         x, y = x * scale, y * scale
     elif "shakes" in camera:
         jolt = rng.uniform(-0.14, 0.14, size=(2, time.shape[0], 1, 1))
@@ -174,14 +177,14 @@ def _background(name: str, rng: np.random.Generator, x, y, time):  # noqa: ANN00
     raise ValueError(f"unknown background {name!r}; choose from {BACKGROUNDS}")
 
 
-def _draw(frames, item, rng, x, y, time, centre, pixel, aspect):  # noqa: ANN001, ANN202
+def _draw(frames, item, rng, x, y, time, centre, reach, pixel, aspect):  # noqa: ANN001, ANN202
     rate = _RATE[item.speed]
-    size = rng.uniform(0.5, 0.6) * (0.72 if centre else 1.0)
+    size = rng.uniform(0.5, 0.6) * (0.76 if centre else 1.0)
     cx = centre + rng.uniform(-0.08, 0.08) * aspect + 0 * time
     cy = rng.uniform(-0.1, 0.1) + 0 * time
     angle = 0 * time
     scale, alpha = 1 + 0 * time, 1.0
-    travel = (time - 0.5) * 0.9 * rate
+    travel = (time - 0.5) * 0.9 * reach * rate
     match item.motion:
         case "moves left":
             cx = cx - travel
@@ -197,10 +200,10 @@ def _draw(frames, item, rng, x, y, time, centre, pixel, aspect):  # noqa: ANN001
             cy = 0.4 - 0.75 * np.abs(np.sin((time * rate * 1.5 + rng.uniform(0, 1)) * math.pi))
         case "orbits":
             turn = 2 * math.pi * (time * rate * 0.75 + rng.uniform(0, 1))
-            cx, cy = cx + 0.4 * np.cos(turn), cy + 0.4 * np.sin(turn)
+            cx, cy = cx + 0.4 * reach * np.cos(turn), cy + 0.4 * reach * np.sin(turn)
         case "grows" | "shrinks":
             sign = 1 if item.motion == "grows" else -1
-            scale = np.exp(sign * (time - 0.5) * 1.0 * rate**0.7)
+            scale = np.exp(sign * (time - 0.5) * reach * rate**0.7)
         case "shakes":
             jolt = rng.uniform(-0.13, 0.13, size=(2, time.shape[0], 1, 1)) * rate**0.5
             cx, cy = cx + jolt[0], cy + jolt[1]

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from foresight.models.clauses import ClauseLoss
+
 TEXT_LENGTH = 32  # no caption is longer; one length for one compiled graph
 
 
@@ -48,7 +50,8 @@ class VelocityLoss(Objective):
     """v-prediction on a DDPM schedule, conditioned as LattePipeline does it.
 
     Low noise counts less, in the manner of min-SNR-5 weights (Hang et al. 2023); high noise, where
-    a small redundant latent decides what it shows, keeps its full weight.
+    a small redundant latent decides what it shows, keeps its full weight. A tenth of `ClauseLoss`
+    comes on top, for captions with two things.
 
     The pipeline cuts prompt and empty prompt at the prompt's length, so the same positions are
     attended here, through a mask over the padded batch.
@@ -58,6 +61,7 @@ class VelocityLoss(Objective):
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
+        self.clauses = ClauseLoss(pipe.tokenizer, pipe.text_encoder.config.d_model)
         self.register_buffer("alphas", pipe.scheduler.alphas_cumprod, persistent=False)
 
     def stills(self, latents: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
@@ -74,7 +78,8 @@ class VelocityLoss(Objective):
         """
         device, batch = latents.device, latents.shape[0]
         mask = self.tokenize(captions, device).attention_mask
-        embeds = self.text_encoder(**self.tokenize(drop_captions(captions, rng), device))[0]
+        read = self.tokenize(drop_captions(captions, rng), device)
+        embeds = self.text_encoder(**read)[0]
         bias = (1.0 - mask.to(embeds.dtype))[:, None] * -1e4
         timesteps = (stratified(batch, rng) * 1000).long().clamp(max=999).to(device)
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1, 1)
@@ -90,7 +95,9 @@ class VelocityLoss(Objective):
         ).sample.chunk(2, dim=1)[0]
         snr = (alpha / (1 - alpha)).flatten()
         weight = (snr + 1).clamp(max=5.0) / (snr + 1)
-        return (weight * (predicted.float() - target).pow(2).mean(dim=(1, 2, 3, 4))).mean()
+        errors = (predicted.float() - target).pow(2).mean(dim=(1, 2, 3, 4))
+        clauses = self.clauses(embeds, read.input_ids, read.attention_mask)
+        return (weight * errors).mean() + 0.1 * clauses
 
 
 class FlowMatchingLoss(Objective):

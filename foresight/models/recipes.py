@@ -47,8 +47,8 @@ RECIPES = {
         work=Path("runs/reference"),
         vae_steps=3000,
         vae_clip_steps=0,
-        steps=9700,
-        image_steps=3800,
+        steps=12000,
+        image_steps=5000,
     ),
     "tiny-wan": Recipe(
         about="A small text-to-video model of the Wan family: 12 blocks of full 3D attention,\n"
