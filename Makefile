@@ -29,7 +29,7 @@ ROUND_latte := --limit 5 --rollouts 2 --seed 500
 ROUND_wan := --limit 5 --rollouts 2 --seed 500
 COMPARE_demo := --configs data/configs/demo.json --limit 4
 COMPARE_latte := --configs data/configs/test.json --limit 12 --qualities 30 35 40 45
-COMPARE_wan := --configs data/configs/wan-test.json --limit 8 --qualities 30 35 40 45 \
+COMPARE_wan := --configs data/configs/wan-test.json --limit 6 --qualities 30 35 40 45 \
 	--speedups 1.2 1.5 1.75 2 2.5 3 3.8
 # The demo runs beside the learned policy what is closest to it, the others all that applies.
 RIVALS := foresight static random fewer-steps
@@ -37,7 +37,8 @@ PEERS_demo := $(foreach n,2 3 4,taylorseer[interval=$(n)$(comma)outputs=lite])
 PEERS_latte := pab fbcache magcache taylorseer fastercache cache-dit teacache
 PEERS_wan := $(PEERS_latte)
 
-.PHONY: demo test check results reference $(foreach c,$(CHAINS),profile-$(c) round-$(c) publish-$(c))
+.PHONY: demo test check results reference \
+	$(foreach c,$(CHAINS),profile-$(c) round-$(c) publish-$(c) share-$(c))
 .DELETE_ON_ERROR:
 
 demo: runs/demo/comparison/report.html
@@ -59,6 +60,18 @@ $(CHAINS:%=publish-%): publish-%: runs/%/comparison/report.html
 	mkdir -p docs/results/$*
 	cp $(addprefix runs/$*/comparison/,results.csv setup.json report.html speed-quality.png) \
 		docs/results/$*/
+	$(MAKE) share-$*
+
+# What others may start from: the demo's traces, and the policies of the two larger chains.
+share-demo:
+	rm -rf data/sample-traces
+	cp -r runs/demo/traces data/sample-traces
+
+share-latte share-wan: POLICY = checkpoints/policies/$(notdir $(MODEL_$*))
+share-latte share-wan: share-%:
+	cp runs/$*/policy/model.safetensors runs/$*/policy/config.json $(POLICY)/
+	sed 's|^# policy:|# $(notdir $(POLICY)):|; s|load_policy("policy")|load_policy("$(POLICY)")|' \
+		runs/$*/policy/README.md > $(POLICY)/README.md
 
 reference: $(INSTALLED)
 	$(BIN)/python -m foresight.models.reference --model tiny-latte

@@ -1,92 +1,83 @@
-"""One video under many plans: what is generated, and the rows that are kept of it."""
+"""One video, generated under many plans and compared with the uncached one."""
 
-import abc
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from benchmarks.ablation_steps import local_search
+from benchmarks.ablation_variants import Variant
+from foresight.blocks import find_blocks
 from foresight.evaluation import Video
-from foresight.metrics import psnr
-from foresight.pipeline import Generated, generate
-from foresight.policies.base import Policy
+from foresight.pipeline import generate
+from foresight.plan import COMPUTE, Plan
+from foresight.policies.learned import LearnedPolicy
+from foresight.policies.multistep import with_first_latents
+from foresight.recorder import TraceRecorder
+from foresight.rollout import roll_out
+from foresight.sketch import Sketcher
 
 Row = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
 class Bench:
-    """Generates a video again, and compares it with the uncached one.
+    """Generates the uncached video, and then any plan once.
 
-    Attributes:
+    Args:
         pipe: A diffusers pipeline.
         video: Prompt, seed and configuration.
-        reference: The uncached generation.
-        advance: Called after every generation.
-    """
-
-    pipe: Any
-    video: Video
-    reference: Generated
-    advance: Callable[[], Any]
-
-    def run(self, policy: Policy) -> Generated:
-        """Generate the video under a policy."""
-        video = self.video
-        made = generate(self.pipe, video.prompt.text, video.config, seed=video.seed, policy=policy)
-        self.advance()
-        return made
-
-    def final_error(self, made: Generated) -> float:
-        """Mean squared error of the final latents over the mean square of the uncached ones."""
-        truth = self.reference.latents.float()
-        error = (made.latents.float() - truth).square().mean() / truth.square().mean()
-        return float(error)
-
-    def row(
-        self, made: Generated, variant: str, *, speedup: float = math.nan, setting: str = ""
-    ) -> Row:
-        """One line of the results; `speedup` is what the number of computed steps stands for."""
-        return {
-            "variant": variant,
-            "speedup": speedup,
-            "setting": setting,
-            "prompt": self.video.prompt.text,
-            "seed": self.video.seed,
-            **dataclasses.asdict(self.video.config),
-            "computed": made.report.compute_fraction,
-            "psnr": psnr(self.reference.frames, made.frames),
-            "final_error": self.final_error(made),
-        }
-
-
-class Run(abc.ABC):
-    """What is generated and kept together, of one video at a time.
 
     Attributes:
-        name: Of its folder.
-        num_generations: Of one video, at most.
+        own: (S + 1, S + 1) inner products of the uncached predictions and the first latents.
     """
 
-    name: str
-    num_generations: int
+    def __init__(self, pipe: Any, video: Video) -> None:
+        self._pipe, self._video = pipe, video
+        blocks = len(find_blocks(pipe.transformer))
+        recorder = TraceRecorder(blocks, Sketcher(), video.config.guidance_scale)
+        self._reference = generate(
+            pipe, video.prompt.text, video.config, seed=video.seed, tap=recorder
+        )
+        self._generation = self._reference.generation
+        first = recorder.first_latents(self._generation.solver)
+        self.own = with_first_latents(recorder.grams()[1][1], first)
+        self._measured: dict[bytes, Row] = {}
 
-    @abc.abstractmethod
-    def rows(self, bench: Bench) -> list[Row]:
-        """Generate and measure."""
+    def planned(self, name: str, policy: LearnedPolicy, variant: Variant, speedup: float) -> Row:
+        """A line of the results: S / speedup steps are computed."""
+        plan = variant.plan(policy, self._generation, self.own, speedup)
+        return self._row(name, speedup, plan)
 
+    def searched(self, name: str, policy: LearnedPolicy, speedup: float, evaluations: int) -> Row:
+        """A line of the results: the best steps that local search finds from the policy's on.
 
-class PlannedRun(Run):
-    """A policy at several speed-ups."""
+        It sees the uncached video, so this is no method but what better steps could still gain.
+        """
 
-    def __init__(self, name: str, policy: Policy, speedups: Sequence[float]) -> None:
-        self.name = name
-        self.policies = {speedup: policy.at(speedup) for speedup in speedups}
-        self.num_generations = len(speedups)
+        def plan_of(computed: np.ndarray) -> Plan:
+            given = Variant("", when=lambda *_: computed)
+            return given.plan(policy, self._generation, self.own, speedup)
 
-    def rows(self, bench: Bench) -> list[Row]:
-        """One row per speed-up."""
-        return [
-            bench.row(bench.run(policy), self.name, speedup=speedup, setting=policy.setting)
-            for speedup, policy in self.policies.items()
-        ]
+        start = Variant("").plan(policy, self._generation, self.own, speedup)
+        found = local_search(
+            start.actions[:, 0] == COMPUTE,
+            lambda computed: self._run(plan_of(computed))["final_error"],
+            evaluations,
+            np.random.default_rng(int(self._video.key[:8], 16)),
+        )
+        return self._row(name, speedup, plan_of(found))
+
+    def _row(self, name: str, speedup: float, plan: Plan) -> Row:
+        video = {"prompt": self._video.prompt.text, "seed": self._video.seed}
+        video |= dataclasses.asdict(self._video.config)
+        return {"variant": name, "speedup": speedup, **video, **self._run(plan)}
+
+    def _run(self, plan: Plan) -> Row:
+        key = plan.actions.tobytes() + plan.weights.tobytes()
+        if key not in self._measured:
+            video = self._video
+            facts = (video.prompt.text, video.config, video.seed)
+            made = roll_out(self._pipe, *facts, plan, self._reference)
+            wanted = ("compute_fraction", "psnr", "final_error")
+            self._measured[key] = {name: made[name] for name in wanted}
+        return self._measured[key]

@@ -5,20 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ablation_variants import FULL
 from foresight.policies.learned import LearnedPolicy
-from foresight.traces import TraceSet
 from policy_training.config import TrainConfig
 from policy_training.dataset import TraceData
 from policy_training.export import measured_costs
 from policy_training.generations import (
+    ProfiledGeneration,
     configuration,
     fingerprint_of,
     load_generations,
     split_by_prompt,
 )
-from policy_training.train import claim, fit, train
+from policy_training.train import claim, fit
 
-SIZES = (5, 10, 20)  # profiled generations
+SIZES = (5, 10, 20, 50, 100, 200, 500)  # profiled generations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,81 +27,69 @@ class Training:
     """One network to train.
 
     Attributes:
-        config: Its settings.
+        meaning: In a few words.
+        generations: What it learns from.
         use: Of the prompt, one of `PROMPT_USES`.
-        taken_from: The trace set that `config.dirs` takes a part of, and how many generations.
     """
 
-    config: TrainConfig
+    meaning: str
+    generations: list[ProfiledGeneration]
     use: str = "prompt"
-    taken_from: tuple[Path, int] | None = None
 
-    def run(self) -> LearnedPolicy:
+    def run(self, folder: Path, **settings: Any) -> LearnedPolicy:
         """Train; a run that was interrupted goes on, one that is finished is read.
 
+        Args:
+            folder: Of this network alone.
+            settings: Of `TrainConfig`.
+
         Raises:
-            UserError: If a trace set is unusable, or has changed since.
+            UserError: If the generations have changed since, or are too few.
         """
-        if self.taken_from is not None:
-            take_part(*self.taken_from, self.config.dirs[0])
-        if self.use == "shuffled prompt":
-            return self._shuffled()
-        return LearnedPolicy.from_pretrained(train(self.config))
-
-    def _shuffled(self) -> LearnedPolicy:
-        """Not exported: nobody wants it as a policy."""
-        generations = load_generations(self.config.dirs)
-        claim(self.config, generations)
-        sides = split_by_prompt(generations, self.config.validation_fraction, self.config.seed)
-        module = fit(self.config, TraceData(*sides, self.config, self.use), self.use)
-        facts = fingerprint_of(generations[0].trace)
-        return LearnedPolicy(module.model, facts, measured_costs(generations))
+        config = TrainConfig([folder], folder, ablate=False, **settings)
+        sides = split_by_prompt(self.generations, config.validation_fraction, config.seed)
+        if not claim(config, self.generations):
+            module = fit(config, TraceData(*sides, config, self.use), self.use)
+            facts = fingerprint_of(self.generations[0].trace)
+            costs = measured_costs(self.generations)
+            LearnedPolicy(module.model, facts, costs).save_pretrained(folder)
+        return LearnedPolicy.from_pretrained(folder)
 
 
-def trainings(dirs: Sequence[Path], work: Path, **settings: Any) -> dict[str, Training]:
-    """The networks that these trace sets allow, by variant.
+def trainings(dirs: Sequence[Path]) -> dict[str, Training]:
+    """The networks that these trace sets allow, by name.
 
     Args:
         dirs: Trace sets; the first holds sampled roll-outs, others on-policy rounds.
-        work: Folder of the ablations.
-        settings: Of `TrainConfig`, for all.
+
+    Raises:
+        UserError: If a trace set is unusable.
     """
-
-    def config(name: str, dirs: Sequence[Path], **changes: Any) -> TrainConfig:
-        shared = {"ablate": False, **settings}
-        return TrainConfig(list(dirs), work / "policies" / name, **{**shared, **changes})
-
-    full = config("full", dirs)
+    generations = load_generations(dirs)
     found = {
-        "full": Training(full),
-        "seed": Training(config("seed", dirs, seed=full.seed + 1)),
-        "without-prompt": Training(config("without-prompt", dirs, prompt=False)),
-        "shuffled-prompt": Training(config("shuffled-prompt", dirs), "shuffled prompt"),
+        FULL: Training("**the policy**", generations),
+        "without prompt": Training("trained without the prompt", generations, "without prompt"),
+        "shuffled prompt": Training(
+            "trained with the prompts of others", generations, "shuffled prompt"
+        ),
     }
     if len(dirs) > 1:
-        found["off-policy"] = Training(config("off-policy", dirs[:1]))
-    profiled = len(TraceSet.open(dirs[0]).traces)
-    for size in SIZES:
-        if size < profiled:
-            name = f"generations-{size}"
-            part = config(name, [work / "traces" / name])
-            found[name] = Training(part, taken_from=(dirs[0], size))
+        sampled = load_generations(dirs[:1])
+        found["no on-policy round"] = Training("trained on sampled roll-outs only", sampled)
+    turns = in_turns(generations)
+    for size in (size for size in SIZES if size < len(generations)):
+        meaning = f"trained on the first {size} profiled generations, with their roll-outs"
+        found[f"{size} generations"] = Training(meaning, turns[:size])
     return found
 
 
-def take_part(source: Path, size: int, folder: Path) -> None:
-    """Copy some generations of a trace set, evenly spread over it, with their roll-outs."""
-    whole = TraceSet.open(source)
-    rows, rollouts = whole.traces, whole.rollouts
-    taken = [rows[number * len(rows) // size] for number in range(size)]
-    settings = {
-        **whole.settings,
-        "num_generations": size,
-        "prompts": sorted({row["prompt"] for row in taken}),
-        "configs": sorted({str(configuration(row)) for row in taken}),
-    }
-    part = TraceSet.create(folder, settings)
-    for number, row in enumerate(taken):
-        if not part.has(number):
-            own = [one for one in rollouts if one["generation_id"] == row["generation_id"]]
-            part.add(number, row, own)
+def in_turns(generations: Sequence[ProfiledGeneration]) -> list[ProfiledGeneration]:
+    """The generations in their order, but with configurations taking turns."""
+    count: dict[Any, int] = {}
+    turns = []
+    for generation in generations:
+        config = configuration(generation.trace)
+        count[config] = count.get(config, 0) + 1
+        turns.append(count[config])
+    order = sorted(range(len(turns)), key=turns.__getitem__)
+    return [generations[place] for place in order]

@@ -6,14 +6,14 @@ r"""What each part of the learned policy is worth, as PSNR at equal computed ste
 
 Trains the policy and the variants that differ in training, generates every video uncached and under
 every variant, and writes a table of means, and the same as Markdown beside it. What is finished is
-kept under --work: networks, and the rows of each variant and video; the same command goes on there.
+kept under --work: networks, and the rows of each video; the same command goes on there.
 """
 
 import argparse
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,23 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd  # noqa: E402 - what follows is found from the root of the checkout
 from tqdm.auto import tqdm  # noqa: E402
 
-from benchmarks.ablation_foresight import ForesightRun  # noqa: E402
-from benchmarks.ablation_policies import ExactCount  # noqa: E402
-from benchmarks.ablation_runs import Bench, PlannedRun, Run  # noqa: E402
-from benchmarks.ablation_search import SearchRun  # noqa: E402
-from benchmarks.ablation_table import FULL, page, summarize  # noqa: E402
-from benchmarks.ablation_training import Training, trainings  # noqa: E402
-from benchmarks.ablation_variants import PLANNED  # noqa: E402
+from benchmarks.ablation_runs import Bench, Row  # noqa: E402
+from benchmarks.ablation_table import page, summarize  # noqa: E402
+from benchmarks.ablation_training import trainings  # noqa: E402
+from benchmarks.ablation_variants import FULL, PLANNED, Variant  # noqa: E402
+from foresight.cli import spread  # noqa: E402
 from foresight.config import UserError, load_configs, load_prompts  # noqa: E402
-from foresight.curves import SPEEDUPS  # noqa: E402
 from foresight.devices import device_name  # noqa: E402
 from foresight.evaluation import Video  # noqa: E402
 from foresight.fingerprint import fingerprint  # noqa: E402
-from foresight.pipeline import generate, load_pipeline  # noqa: E402
+from foresight.pipeline import load_pipeline  # noqa: E402
 from foresight.policies.learned import LearnedPolicy  # noqa: E402
 from foresight.traces import write_atomically  # noqa: E402
-from policy_training.generations import ProfiledGeneration, load_generations  # noqa: E402
 
-NUM_SEARCHED = 4
+SPEEDUPS = (1.5, 2.0, 3.0)
+SEARCHED = "searched"
+SEARCHED_MEANING = "steps searched for each video, knowing the uncached one: an upper bound"
+NUM_SEARCHED = 4  # videos
 SEARCHED_SPEEDUP = 2.0  # or the nearest that is asked for
 
 
@@ -57,22 +56,27 @@ def main(arguments: list[str] | None = None) -> None:
         prompts, configs = load_prompts(args.prompts), load_configs(args.configs)
         videos = [Video(p, args.seed, c) for c, p in itertools.product(configs, prompts)]
         pipe = load_pipeline(args.model)
+        known = trainings(args.traces)
+        networks = {}
+        for name, each in known.items():
+            networks[name] = each.run(args.work / "policies" / name.replace(" ", "-"))
+            networks[name].check(pipe)
         rows = ablate(
             pipe,
-            trainings(args.traces, args.work),
-            load_generations(args.traces),
+            networks,
             spread(videos, args.limit),
             work=args.work,
             speedups=args.speedups,
-            variants=args.variants,
-            num_evaluations=args.evaluations,
+            evaluations=args.evaluations,
         )
     except UserError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    summary = summarize(rows, args.speedups)
+    meanings = {name: each.meaning for name, each in (known | PLANNED).items()}
+    meanings[SEARCHED] = SEARCHED_MEANING
+    summary = summarize(rows, list(meanings), args.speedups)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(args.output, summary.to_csv(index=False).encode())
-    text = page(summary, Path(args.model).name, device_name(pipe))
+    text = page(summary, meanings, Path(args.model).name, device_name(pipe))
     write_atomically(args.output.with_suffix(".md"), text.encode())
     print(text)  # noqa: T201
 
@@ -90,7 +94,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, default=8, help="videos, spread evenly over all")
     parser.add_argument("--seed", type=int, default=1000, help="of the noise")
     parser.add_argument("--speedups", type=float, nargs="+", default=SPEEDUPS)
-    parser.add_argument("--variants", nargs="+", help="only these, and the policy itself")
     parser.add_argument(
         "--evaluations", type=int, default=40, help="generations of a search, per video"
     )
@@ -99,102 +102,87 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def spread(items: list, limit: int) -> list:
-    """At most `limit` items, evenly spaced."""
-    count = min(limit, len(items))
-    return [items[number * len(items) // count] for number in range(count)]
-
-
 def ablate(
     pipe: Any,
-    networks: dict[str, Training],
-    generations: Sequence[ProfiledGeneration],
+    networks: dict[str, LearnedPolicy],
     videos: Sequence[Video],
     *,
     work: Path,
     speedups: Sequence[float] = SPEEDUPS,
-    variants: Sequence[str] | None = None,
-    num_evaluations: int = 40,
+    evaluations: int = 40,
 ) -> pd.DataFrame:
-    """Train, generate and measure what is missing under `work`.
+    """Generate and measure what is missing under `work`.
 
     Args:
         pipe: A diffusers pipeline.
-        networks: The full policy's among them.
-        generations: What the full policy is trained on.
+        networks: The policies that plan as they do, by name; `FULL` among them.
         videos: What is generated by every variant.
-        work: Folder of networks and rows.
+        work: Folder of the rows.
         speedups: What the numbers of computed steps stand for.
-        variants: Names of those wanted; all if not given.
-        num_evaluations: Of each search.
+        evaluations: Of each search.
 
     Returns:
-        One row per variant, video and speed-up (setting, for those that have no speed-up).
+        One row per variant, video and speed-up.
 
     Raises:
-        UserError: If a variant is unknown, or `work` holds ablations of something else.
+        UserError: If `work` holds ablations of something else.
     """
-    known = [*networks, *PLANNED, ForesightRun.name, SearchRun.name]
-    unknown = [name for name in variants or () if name not in known]
-    if unknown:
-        raise UserError(f"--variants {unknown[0]}: unknown here; choose from {', '.join(known)}")
-    wanted = {FULL, *(variants or known)}
-    policies = {name: each.run() for name, each in networks.items() if name in wanted}
-    policies[FULL].check(pipe)
-    _claim(pipe, work, policies[FULL], speedups, num_evaluations)
-    planned = {name: ExactCount.of(policy) for name, policy in policies.items()}
-    planned |= {
-        name: make(policies[FULL], generations) for name, make in PLANNED.items() if name in wanted
-    }
-    runs: list[Run] = [PlannedRun(name, each, speedups) for name, each in planned.items()]
-    if ForesightRun.name in wanted:
-        runs.append(ForesightRun(policies[FULL]))
-    jobs = [(video, run) for video in videos for run in runs]
-    if SearchRun.name in wanted:
-        speedup = min(speedups, key=lambda each: abs(each - SEARCHED_SPEEDUP))
-        search = SearchRun(policies[FULL], speedup, num_evaluations, seed=0)
-        jobs += [(video, search) for video in spread(list(videos), NUM_SEARCHED)]
-    _generate(pipe, [job for job in jobs if not _part(work, *job).is_file()], work)
-    parts = [pd.read_csv(_part(work, *job), keep_default_na=False) for job in jobs]
-    rows = pd.concat(parts, ignore_index=True)
-    return rows.assign(speedup=pd.to_numeric(rows["speedup"]))
+    _claim(pipe, work, networks[FULL], evaluations)
+    nearest = min(speedups, key=lambda each: abs(each - SEARCHED_SPEEDUP))
+    searched = spread(list(videos), NUM_SEARCHED)
 
+    def make(bench: Bench, name: str, speedup: float) -> Row:
+        policy = networks.get(name, networks[FULL])
+        if name == SEARCHED:
+            return bench.searched(name, policy, speedup, evaluations)
+        return bench.planned(name, policy, PLANNED.get(name, Variant("")), speedup)
 
-def _generate(pipe: Any, jobs: Sequence[tuple[Video, Run]], work: Path) -> None:
-    """Run the jobs, video by video, and keep the rows of each as they come."""
-    videos = dict.fromkeys(video for video, _ in jobs)
-    total = len(videos) + sum(run.num_generations for _, run in jobs)
-    with tqdm(total=total, desc="ablations", unit="generation", smoothing=0.02) as bar:
+    parts = []
+    planned = list(itertools.product([*networks, *PLANNED], speedups))
+    total = len(videos) * len(planned) + len(searched)
+    with tqdm(total=total, desc="ablations", unit="row", smoothing=0.02) as bar:
         for video in videos:
-            reference = generate(pipe, video.prompt.text, video.config, seed=video.seed)
-            bar.update()
-            bench = Bench(pipe, video, reference, bar.update)
-            for run in [run for wanted, run in jobs if wanted == video]:
-                bar.set_postfix_str(f"{run.name}, {video.prompt.text[:30]}")
-                rows = pd.DataFrame(run.rows(bench))
-                path = _part(work, video, run)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, rows.to_csv(index=False).encode())
+            bar.set_postfix_str(video.prompt.text[:40])
+            jobs = [*planned, (SEARCHED, nearest)] if video in searched else planned
+            path = work / "parts" / f"{video.key}.csv"
+            parts.append(_complete(path, jobs, lambda v=video: Bench(pipe, v), make, bar.update))
+    return pd.concat(parts, ignore_index=True)
 
 
-def _part(work: Path, video: Video, run: Run) -> Path:
-    return work / "parts" / run.name / f"{video.key}.csv"
+def _complete(
+    path: Path,
+    jobs: Sequence[tuple[str, float]],
+    open_bench: Callable[[], Bench],
+    make: Callable[[Bench, str, float], Row],
+    advance: Callable[[], Any],
+) -> pd.DataFrame:
+    """The rows of one video, in the order of the jobs; kept as they come."""
+    rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    done = {(row["variant"], row["speedup"]): row for row in rows}
+    bench: Bench | None = None
+    for job in jobs:
+        if job not in done:
+            bench = bench or open_bench()
+            done[job] = make(bench, *job)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table = pd.DataFrame(list(done.values()))
+            write_atomically(path, table.to_csv(index=False).encode())
+        advance()
+    return pd.DataFrame([done[job] for job in jobs])
 
 
-def _claim(
-    pipe: Any, work: Path, policy: LearnedPolicy, speedups: Sequence[float], num_evaluations: int
-) -> None:
+def _claim(pipe: Any, work: Path, policy: LearnedPolicy, evaluations: int) -> None:
     """Note what the rows under `work` are of; refuse a folder with those of something else."""
     setup = {
         "model": fingerprint(pipe),
         "device": device_name(pipe),
         "dtype": str(pipe.transformer.dtype),
         "policy": policy.digest(),
-        "speedups": list(speedups),
-        "evaluations": num_evaluations,
+        "evaluations": evaluations,
     }
     path = work / "setup.json"
     if not path.is_file():
+        work.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(setup, indent=1) + "\n").encode())
     held = json.loads(path.read_text("utf-8"))
     changed = [name for name in setup if held.get(name) != setup[name]]

@@ -12,20 +12,19 @@ from benchmarks.gpu_runs import Bench, Run, ideal_speedup, module_seconds
 from benchmarks.gpu_syncs import count_syncs
 from foresight.peers import PeerPolicy
 from foresight.peers.session import PeerReport
-from foresight.plan import COMPUTE, Plan
+from foresight.plan import COMPUTE, HISTORY, Plan, plain_weights
 from foresight.policies import load_policy
 from foresight.policies.base import Policy
-from foresight.policies.fixed import NonePolicy
+from foresight.policies.fixed import FixedPlan, NonePolicy
 from foresight.record import Report
 from foresight.recorder import TraceRecorder
-from foresight.rollout import FixedPlan
 from foresight.runner import Tap
 from foresight.sketch import Sketcher
 
 UNCACHED = "uncached"
 PROFILER = "profiler"
 SPEEDUPS = (1.5, 2.0, 3.0)
-FORECAST = 0.5  # a coefficient like those that are learned; the time does not depend on it
+WEIGHTS = (1.5, -0.6, 0.1, 0.02)  # like those that are learned; the time does not depend on them
 # Settings at which each skips something in ten steps; on random weights, what they decide means
 # nothing, and what deciding costs is what is wanted.
 REACTIVE = (
@@ -51,11 +50,15 @@ class Method:
 
 
 def whole_stack_plan(steps: int, speedup: float, num_blocks: int) -> Plan:
-    """A plan at the output that computes evenly spaced steps and forecasts between them."""
+    """A plan at the output that computes evenly spaced steps and weights what there is."""
     computed = np.zeros(steps, bool)
     computed[np.linspace(0, steps - 1, max(1, round(steps / speedup))).round().astype(int)] = True
-    strength = np.where(np.cumsum(computed) >= 2, FORECAST, 0.0)
-    return Plan.whole_stack(computed, strength, num_blocks, at_output=True)
+    seen = np.cumsum(computed)
+    weights = plain_weights(steps)
+    there = np.append(seen[:, None] > np.arange(HISTORY), np.ones((steps, 1), bool), axis=1)
+    later = seen <= np.arange(steps)  # something was skipped by then
+    weights[later] = np.where(there, WEIGHTS, 0)[later]
+    return Plan.of_output(computed, weights, num_blocks)
 
 
 def methods(bench: Bench, num_blocks: int) -> tuple[dict[str, Method], dict[str, str]]:

@@ -12,7 +12,7 @@ def shortest_path(weight: np.ndarray, num_computed: int) -> np.ndarray:
 
     Args:
         weight: (S, S, S + 1); what it costs to compute two steps, then a third and to skip all in
-            between, see `Risks`.
+            between, see `local_energies`.
         num_computed: K, between 1 and S.
 
     Returns:

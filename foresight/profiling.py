@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from foresight.config import GenerationConfig, Prompt
+from foresight.config import GenerationConfig, Prompt, UserError
 from foresight.fingerprint import fingerprint
 from foresight.pipeline import Generated, generate
 from foresight.policies.fixed import OneStepPolicy
@@ -134,6 +134,11 @@ def profile(
         run_seed = seed + number
         plain = generate(pipe, prompt.text, config, seed=run_seed, tap=recorder)
         trace = _trace(pipe, prompt, config, run_seed, plain, recorder, timings[config])
+        if not np.isfinite(trace["group_gram"]).all():
+            raise UserError(
+                f"the model predicts NaN or infinity for {prompt.text!r}; leave the prompt out, "
+                "or load the model in a wider dtype"
+            )
         names = plain.report.block_names  # in the order that was seen
         kinds = [name.rpartition(".")[0] for name in names]
         seen = {"num_blocks": blocks, "block_names": names, "block_kinds": kinds}

@@ -12,6 +12,7 @@ from foresight.planner import shortest_path
 from foresight.policies.fixed import FixedPlan
 from foresight.policies.multistep import (
     LONGEST_RUN,
+    doubts_at,
     local_energies,
     multistep_weights,
     with_first_latents,
@@ -87,5 +88,5 @@ def sample_plan(
     if kind != "planned":
         strength = rng.choice([0.0, rng.uniform(0.5, 1)], p=[0.3, 0.7])
     plain = plain_weights(steps)
-    best = multistep_weights(gram, solver, computed)
+    best = multistep_weights(gram, solver, computed, doubts_at(trace["sigmas"]))
     return Plan.of_output(computed, plain + strength * (best - plain), num_blocks)

@@ -8,7 +8,7 @@ from foresight.policies.damage import DamageModel
 from policy_training.rollouts import Rollouts, Runs
 
 ITERATIONS = 100
-PULL = 1e-3
+PRIOR = 1.0  # standard deviation of every parameter about its start, in units of a usual miss
 
 
 def log_damage(damage: DamageModel, rollouts: Rollouts, runs: Runs) -> Tensor:
@@ -27,8 +27,11 @@ def damage_loss(damage: DamageModel, groups: list[Rollouts]) -> Tensor:
 def fit_damage(damage: DamageModel, groups: list[Rollouts]) -> None:
     """Fit in place, by L-BFGS over all roll-outs at once; nothing here depends on chance.
 
-    A weak pull to where it started keeps what the roll-outs do not tell from running off.
+    What the roll-outs do not tell stays where it started: errors neither heal nor grow, and their
+    energies add up. The fewer roll-outs, the more so: the fit is that of greatest probability under
+    a normal prior.
     """
+    count = sum(len(group.computed) for group in groups)
     start = [parameter.detach().clone() for parameter in damage.parameters()]
     optimizer = torch.optim.LBFGS(
         damage.parameters(),
@@ -41,7 +44,7 @@ def fit_damage(damage: DamageModel, groups: list[Rollouts]) -> None:
         optimizer.zero_grad()
         pairs = zip(damage.parameters(), start, strict=True)
         moved = torch.stack([(now - then).square().sum() for now, then in pairs]).sum()
-        total = damage_loss(damage, groups) + PULL * moved
+        total = damage_loss(damage, groups) + moved / (2 * PRIOR**2 * count)
         total.backward()
         return total
 

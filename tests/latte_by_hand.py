@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from foresight.config import GenerationConfig, Prompt
-from foresight.plan import COMPUTE, REUSE, Plan
+from foresight.plan import COMPUTE, HISTORY, REUSE, Plan
 
 PROMPT = "a red circle moves left"
 STEPS = 10
@@ -72,20 +72,11 @@ class HandWrittenLatte:
         return stream + (kept[-1] + beta * (kept[-1] - kept[-2]))
 
     def __call__(self, hidden_states, timestep, encoder_hidden_states, **_) -> tuple[torch.Tensor]:
-        action = self.plan.actions[self.step, 0]
-        if not self.plan.at_output or action == COMPUTE:
-            self.outputs.append(self.whole(hidden_states, timestep, encoder_hidden_states))
-            output = self.outputs[-1]
-            kappa, lam = self.plan.corrections[self.step].tolist()
-            if kappa:
-                output = output + kappa * (self.outputs[-1] - self.outputs[-2])
-            if lam:
-                output = output - lam * (self.outputs[-2] - self.outputs[-3])
-        elif action == REUSE:
-            output = self.outputs[-1]
-        else:
-            beta = float(self.plan.coefficients[self.step, 0])
-            output = self.outputs[-1] + beta * (self.outputs[-1] - self.outputs[-2])
+        if not self.plan.at_output or self.plan.actions[self.step, 0] == COMPUTE:
+            output = self.whole(hidden_states, timestep, encoder_hidden_states)
+            self.outputs.insert(0, output)
+        if self.plan.at_output:
+            output = weighted(self.plan.weights[self.step].tolist(), self.outputs, hidden_states)
         self.step += 1
         return (output,)
 
@@ -114,6 +105,18 @@ class HandWrittenLatte:
         stream = model.norm_out(stream) * (1 + modulation[:, 1:]) + modulation[:, :1]
         pixels = model.proj_out(stream).reshape(batch, frames, rows, columns, size, size, -1)
         return pixels.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)
+
+
+def weighted(weights, outputs: list[torch.Tensor], latents: torch.Tensor) -> torch.Tensor:
+    """What a step of a plan at the output returns; `outputs` has the latest first.
+
+    Latte predicts a variance behind what is weighted with the latents.
+    """
+    variance = torch.zeros_like(latents)
+    total = weights[HISTORY] * torch.cat([latents, variance], dim=1)
+    for weight, output in zip(weights[:HISTORY], outputs, strict=False):
+        total = total + weight * output
+    return total
 
 
 def sample_by_hand(pipe, plan: Plan, **settings) -> torch.Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
-import synthetic_traces
 from latte_by_hand import NUM_BLOCKS, PROFILED_CONFIG, PROMPT
 from synthetic_traces import write_trace_set
 
@@ -160,9 +159,8 @@ def test_inspect_refuses_trace_sets_that_are_none(work, capsys):
     assert f"{file.name} is damaged" in refusal(["inspect", truncated], capsys, work)
 
 
-def test_inspect_refuses_nan(work, capsys, monkeypatch):
-    monkeypatch.setattr(synthetic_traces, "residuals", lambda *_, **__: np.full((3, 10, 2), np.nan))
-    folder = write_trace_set(work / "nan", prompts=2)
+def test_inspect_refuses_nan(work, capsys):
+    folder = write_trace_set(work / "nan", prompts=2, gram=np.full((3, 10, 10), np.nan))
     assert "`gram` holds NaN" in refusal(["inspect", folder], capsys, work)
 
 

@@ -35,7 +35,7 @@ def policy():
     grid = np.linspace(1, 0, 11)
     residuals = [np.stack([np.ones(11), pace * grid], axis=1) for pace in (4, 1, 2, 3)]
     grams = np.stack([gram(each) for each in residuals])
-    model.fit_kernel(torch.from_numpy(grid), torch.from_numpy(grams))
+    model.fit_kernel(torch.from_numpy(grid), torch.from_numpy(grams), torch.zeros(12))
     features = torch.tensor([[12.0, 0.0, 4.0, 5.0, 2.0], [13.0, 1.0, 4.0, 5.0, 2.0]])
     model.fit_inputs(torch.eye(6), features)
     costs = {"block_seconds": [0.01] * NUM_BLOCKS, "overhead_seconds": 0.001, "skip_seconds": 0.0}
@@ -162,10 +162,15 @@ def test_predicted_change_is_the_kernels(policy):
     np.testing.assert_allclose(changes, expected, rtol=1e-3)
 
 
-def test_the_gain_of_a_model_that_does_not_react_is_the_size_of_the_solvers_steps(policy):
+def test_the_gain_is_the_amplitude_that_the_damage_model_says(policy):
+    """1 where nothing grows or heals; here a line over half the log of signal over noise."""
     generation = neutral_generation(policy, 11)
-    expected = -np.diff(np.append(generation.sigmas, 0))
-    np.testing.assert_allclose(predicted_gain(policy, generation), expected, rtol=1e-6)
+    np.testing.assert_allclose(predicted_gain(policy, generation), 1)
+    with torch.no_grad():
+        policy.model.damage.curve[:2] = torch.tensor([np.log(4.0), 2.0])
+    noise = generation.sigmas.clip(0.01, 0.99)
+    expected = 2 * ((1 - noise) / noise) ** 0.5
+    np.testing.assert_allclose(predicted_gain(policy, generation), expected, rtol=1e-5)
 
 
 def test_policy_is_drawn(tmp_path, policy):

@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from foresight.plan import COMPUTE, FORECAST, REUSE, Plan, compile_plan
+from foresight.output_plan import compile_output_plan
+from foresight.plan import (
+    COMPUTE,
+    FORECAST,
+    HISTORY,
+    REUSE,
+    Plan,
+    compile_plan,
+    plain_weights,
+    skipped_runs,
+)
 
 KINDS = {
     "alternating": ["spatial", "temporal"] * 3,
@@ -135,6 +145,150 @@ def test_compute_fraction_is_a_share_of_the_cost():
     assert plan.shape == (4, 2)
     assert plan.compute_fraction() == pytest.approx(4 / 8)
     assert plan.compute_fraction(np.array([3.0, 1.0])) == pytest.approx((2 * 3 + 2 * 1) / 16)
+
+
+# Plans at the output.
+
+LATENTS = HISTORY  # the place of their weight
+COMPUTED = np.isin(np.arange(12), (0, 1, 4, 5, 8, 11))
+
+
+def random_output_plan(rng: np.random.Generator, steps: int = 9) -> Plan:
+    """Any weights that the steps can carry out; some steps are plain."""
+    computed = rng.random(steps) < 0.5
+    computed[0] = True
+    weights = rng.normal(size=(steps, HISTORY + 1)) * (rng.random((steps, HISTORY + 1)) < 0.6)
+    weights[:, :HISTORY] *= np.cumsum(computed)[:, None] > np.arange(HISTORY)
+    plain = plain_weights(steps)
+    plain[:, LATENTS] = weights[:, LATENTS] * (rng.random(steps) < 0.5)
+    is_plain = rng.random(steps) < 0.4  # but for the latents, in part
+    return Plan.of_output(computed, np.where(is_plain[:, None], plain, weights), num_blocks=2)
+
+
+def returned(plan: Plan, step: int) -> np.ndarray:
+    """Weights of every prediction, and of the latents, in what a step of a plan returns."""
+    total = np.zeros(plan.shape[0] + 1)
+    done = [s for s in range(step, -1, -1) if plan.actions[s, 0] == COMPUTE]
+    for weight, source in zip(plan.weights[step, :HISTORY], done, strict=False):
+        total[source] += weight
+    total[-1] = plan.weights[step, LATENTS]
+    return total
+
+
+def test_compiled_output_plans_mean_the_same_and_keep_nothing_in_vain(rng):
+    """Predictions kept are a prefix of those computed last: the oldest of them is read later."""
+    latents_alone = 0
+    for _ in range(300):
+        plan = random_output_plan(rng)
+        held: list[int] = []
+        read: set[tuple[int, int]] = set()
+        kept: set[tuple[int, int]] = set()
+        for step, operation in enumerate(compile_output_plan(plan)):
+            assert operation.action == plan.actions[step, 0]
+            seen = [step, *held] if operation.action == COMPUTE else held
+            value = np.zeros(plan.shape[0] + 1)
+            value[-1] = operation.latents
+            for place, weight in enumerate(operation.weights):
+                value[seen[place]] += weight
+                read.add((seen[place], step))
+            held = seen[: operation.keep]
+            assert len(held) == operation.keep
+            kept |= {(source, step) for source in held}
+            assert value == pytest.approx(returned(plan, step))
+            assert operation.plain == (plan.weights[step] == plain_weights(1)).all()
+            latents_alone += operation.latents != 0 and not any(operation.weights)
+        for source, step in kept:
+            assert any(s <= source and later > step for s, later in read)
+    assert latents_alone
+
+
+def test_a_step_that_returns_its_own_prediction_keeps_none():
+    computed = np.array([1, 1, 1, 0, 1, 1], bool)
+    weights = plain_weights(6)
+    weights[3] = 1.5, -0.5, 0, 0.25
+    weights[5] = 1.5, -0.25, -0.25, 0
+    plan = Plan.of_output(computed, weights, 2)
+    # steps 1 and 2 for step 3; then 2 and 4 for step 5
+    assert [step.keep for step in compile_output_plan(plan)] == [0, 1, 2, 1, 2, 0]
+
+
+def test_betas_at_the_output_weigh_the_last_two_predictions():
+    betas = np.where(COMPUTED, 9.0, 0.5)
+    betas[[2, 3]] = 0
+    plan = Plan.whole_stack(COMPUTED, betas, 3, at_output=True)
+    expected = np.where(COMPUTED[:, None], [[1.0, 0, 0, 0]], [[1.5, -0.5, 0, 0]])
+    expected[[2, 3]] = 1, 0, 0, 0
+    assert plan.at_output
+    assert plan.weights.tolist() == expected.tolist()
+    assert not plan.coefficients.any()
+    skipped = np.where(np.isin(np.arange(12), (2, 3)), REUSE, FORECAST)
+    assert plan.actions[:, 1].tolist() == np.where(COMPUTED, COMPUTE, skipped).tolist()
+
+
+def test_a_plan_that_starts_later_weighs_only_what_it_has():
+    weights = plain_weights(12)
+    weights[2:] = 1.25, -0.25, 0, 0
+    weights[[5, 9]] = 1.5, -0.75, 0.25, 0.125
+    plan = Plan.of_output(COMPUTED, weights, 1)
+    later = plan.restarted(1)
+    assert later.actions[:4, 0].tolist() == [COMPUTE, REUSE, REUSE, COMPUTE]
+    assert later.actions[4:, 0].tolist() == plan.actions[5:, 0].tolist()
+    assert (later.weights[:3] == plain_weights(1)).all()
+    assert (later.weights[3:] == weights[4:]).all()  # a computed step counts itself
+    later = plan.restarted(4)
+    assert later.actions[:5, 0].tolist() == [COMPUTE, COMPUTE, FORECAST, FORECAST, COMPUTE]
+    assert (later.weights[:2] == plain_weights(1)).all()  # the second asks for three
+    assert (later.weights[2:] == weights[6:]).all()
+    whole = plan.restarted(0)
+    assert (whole.weights == plan.weights).all()
+    assert (whole.actions == plan.actions).all()
+
+
+def test_a_plan_that_starts_at_a_skipped_step_returns_what_it_computes_there():
+    """The weights of that step were for a prediction made before it."""
+    weights = plain_weights(12)
+    weights[2:] = 0.75, 0, 0, 0.5
+    plan = Plan.of_output(COMPUTED, weights, 1)
+    later = plan.restarted(2)
+    assert later.actions[:3, 0].tolist() == [COMPUTE, FORECAST, COMPUTE]
+    assert later.weights[0].tolist() == [1, 0, 0, 0]
+    assert (later.weights[1:] == weights[3:]).all()
+
+
+@pytest.mark.parametrize(
+    ("step", "weights"),
+    [(0, (1, 0.5, 0, 0)), (1, (1, 0, 0.5, 0)), (3, (0, 0, 1, 0))],
+    ids=str,
+)
+def test_weights_of_what_was_not_computed_by_then_are_refused(step, weights):
+    table = plain_weights(12)
+    table[step] = weights
+    with pytest.raises(ValueError, match=f"step {step} cannot be weighted"):
+        Plan.of_output(COMPUTED, table, 2)
+
+
+def test_weights_in_a_plan_of_blocks_are_refused():
+    table, blocks = plain_weights(12), np.zeros((12, 2))
+    table[4] = 1, 0, 0, 0.5
+    with pytest.raises(ValueError, match="step 4 cannot be weighted"):
+        Plan(blocks.astype(np.uint8), blocks.astype(np.float32), weights=table)
+
+
+def test_tables_of_weights_have_a_row_for_each_step():
+    with pytest.raises(ValueError, match=r"`weights` \(11, 4\)"):
+        Plan(np.zeros((12, 2), np.uint8), np.zeros((12, 2), np.float32), True, plain_weights(11))
+
+
+def test_runs_of_skipped_steps_are_those_listed_by_hand():
+    """The steps computed before the last, last and next."""
+    listed = {
+        (0, 3, 4): [(0, 0, 3), (3, 4, 7)],
+        (0, 1, 2, 3, 4, 6): [(3, 4, 6)],
+        (0, 1, 2, 3, 4, 5, 6): [],
+        (0,): [(0, 0, 7)],
+    }
+    for computed, runs in listed.items():
+        assert list(skipped_runs(np.isin(np.arange(7), computed))) == runs
 
 
 def test_blocks_cannot_differ_at_the_output():

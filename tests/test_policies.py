@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import re
 import time
 
@@ -14,14 +15,17 @@ from foresight.config import GenerationConfig, UserError
 from foresight.fingerprint import fingerprint
 from foresight.models.architecture import TEXT_WIDTH
 from foresight.pipeline import generate
-from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
+from foresight.plan import COMPUTE, HISTORY, REUSE, Plan, plain_weights
 from foresight.planner import shortest_paths
 from foresight.policies import BUILT_IN, load_policy, sweep
+from foresight.policies.damage import gains_after
 from foresight.policies.fixed import FewerStepsPolicy, RandomPolicy, StaticPolicy, warmup_length
 from foresight.policies.foresight import ForesightPolicy
-from foresight.policies.learned import LearnedPolicy
-from foresight.policies.network import ReuseModel
+from foresight.policies.learned import LearnedPolicy, mean_pace
+from foresight.policies.multistep import LONGEST_RUN, local_energies
+from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.promise import QualityPromise
+from foresight.solver import euler_solver
 
 # Foresight: the paper's rule, with steps counted from 1 as the paper counts them.
 
@@ -89,7 +93,7 @@ def test_foresight_decides_as_the_paper_on_made_up_features(generation, rng, war
 def test_foresight_decides_as_the_paper_on_a_pipeline(pipe, cache, interval, warmup):
     steps = 14
     policy = ForesightPolicy(
-        threshold=0.9, recompute_interval=interval, warmup_steps=warmup, cache=cache
+        threshold=1.0, recompute_interval=interval, warmup_steps=warmup, cache=cache
     )
     with watch_blocks(pipe) as calls, foresight.reuse(pipe, policy) as session:
         sample(pipe, steps=steps)
@@ -104,7 +108,7 @@ def test_foresight_decides_as_the_paper_on_a_pipeline(pipe, cache, interval, war
             steps=steps,
             warmup=warmup,
             interval=interval,
-            threshold=0.9,
+            threshold=1.0,
         )
         assert actions[:, block].tolist() == expected
     assert len(calls) == (actions == COMPUTE).sum()
@@ -275,57 +279,116 @@ def test_a_learned_plan_comes_as_close_to_its_budget_as_whole_steps_allow(
         spent, budget = seconds(plan), full / speedup
         step = sum(COSTS["block_seconds"]) - COSTS["skip_seconds"]
         assert abs(spent - budget) <= step / 2 + 1e-9
-        assert (plan.coefficients[plan.actions != FORECAST] == 0).all()
+        assert (plan.weights[plan.actions[:, 0] == REUSE] == plain_weights(1)).all()
+        assert not plan.coefficients.any()
+
+
+@pytest.fixture
+def solved(generation):
+    """A generation whose solver may be asked."""
+    scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
+    scheduler.set_timesteps(STEPS)
+    return dataclasses.replace(generation, scheduler=scheduler)
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_computed_steps_correct_where_the_solver_s_response_is_known(learned, generation, known):
-    scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
-    scheduler.set_timesteps(STEPS)
-    if known:
-        generation = dataclasses.replace(generation, scheduler=scheduler)
-    plan = learned.at(2.0).begin(generation)
+def test_computed_steps_correct_where_the_solver_s_response_is_known(
+    learned, generation, solved, known
+):
+    plan = learned.at(2.0).begin(solved if known else generation)
     computed = plan.actions[:, 0] == COMPUTE
-    after_a_run = computed & ~np.concatenate([[True], computed[:-1]])
+    after_a_run = computed & (np.cumsum(~computed) > 0)
     assert after_a_run.any()
-    assert (plan.corrections.any(axis=1) == (after_a_run & known)).all()
+    weighted = (plan.weights != plain_weights(1)).any(axis=1)
+    assert (weighted[computed] == (after_a_run & known)[computed]).all()
 
 
-def walk_kernel(rng: np.random.Generator, levels: int) -> torch.Tensor:
-    """Gram matrices (1 + N, M, M) of residuals that wander."""
-    walks = rng.normal(size=(1 + NUM_BLOCKS, levels, 30)).cumsum(axis=1)
-    return torch.from_numpy(walks @ walks.swapaxes(1, 2)).float()
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("knows_first", [True, False])
+def test_latents_are_weighed_where_both_they_and_the_solver_are_known(
+    learned, generation, solved, rng, known, knows_first
+):
+    kernel, first = walk_kernel(rng, 8)
+    learned.model.fit_kernel(torch.linspace(1, 0, 8), kernel, first * knows_first)
+    plan = learned.at(2.0).begin(solved if known else generation)
+    begun = np.cumsum(plan.actions[:, 0] != COMPUTE) > 0
+    assert 0 < begun.sum() < STEPS
+    assert (plan.weights[~begun] == plain_weights(1)).all()
+    assert (plan.weights[begun, HISTORY] != 0).tolist() == [known and knows_first] * begun.sum()
 
 
-def test_an_untrained_network_expects_the_outputs_of_its_kernel(rng):
-    """Interpolated linearly between its levels: distances of the vectors are those."""
+def walk_kernel(rng: np.random.Generator, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner products (1 + N, M, M) of residuals that wander, and (M + 1,) of first latents."""
+    walks, first = rng.normal(size=(1 + NUM_BLOCKS, levels, 30)).cumsum(axis=1), rng.normal(size=30)
+    kernel = torch.from_numpy(walks @ walks.swapaxes(1, 2)).float()
+    return kernel, torch.from_numpy(np.append(walks[0] @ first, first @ first)).float()
+
+
+def test_outputs_are_expected_where_the_kernel_has_them(rng):
+    """Interpolated linearly between its levels; the first latents stay what they are."""
     model = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=9)
-    grid, kernel = np.linspace(1, 0.1, 9), walk_kernel(rng, 9)
-    model.fit_kernel(torch.from_numpy(grid), kernel)
+    walk, first = rng.normal(size=(9, 30)).cumsum(axis=0), rng.normal(size=30)
+    grid, kernel = np.linspace(1, 0.1, 9), walk_kernel(rng, 9)[0]
+    kernel[0] = torch.from_numpy(walk @ walk.T)
+    products = torch.from_numpy(np.append(walk @ first, first @ first))
+    model.fit_kernel(torch.from_numpy(grid), kernel, products)
     sigmas = np.sort(rng.uniform(0.12, 0.98, 14))[::-1].copy()
-    context = model.context(torch.randn(2, TEXT_WIDTH), torch.randn(2, 5))
     with torch.no_grad():
-        found = model.gram(torch.from_numpy(sigmas).float(), context).numpy()
-    share = np.stack([np.interp(sigmas[::-1], grid[::-1], row)[::-1] for row in np.eye(9)[:, ::-1]])
-    expected = share.T @ kernel[0].double().numpy() @ share
-
-    def distances(gram):
-        own = np.diagonal(gram, axis1=-2, axis2=-1)
-        return own[..., :, None] + own[..., None, :] - 2 * gram
-
-    for each in found:
-        assert distances(each) == pytest.approx(distances(expected), rel=1e-4, abs=1e-4)
+        found = model.reference(torch.from_numpy(sigmas).float()).numpy()
+    between = [np.interp(sigmas[::-1], grid[::-1], column[::-1])[::-1] for column in walk.T]
+    vectors = np.concatenate([np.stack(between, axis=1), first[None]])
+    assert found == pytest.approx(vectors @ vectors.T, rel=1e-4, abs=1e-4)
 
 
-def test_expected_outputs_are_those_of_real_vectors_whatever_the_weights(learned, rng):
-    learned.model.fit_kernel(torch.linspace(1, 0, 8), walk_kernel(rng, 8))
-    context = learned.model.context(torch.randn(3, TEXT_WIDTH), torch.randn(3, 5))
+def test_expected_outputs_are_those_of_real_vectors(learned, rng):
+    learned.model.fit_kernel(torch.linspace(1, 0, 8), *walk_kernel(rng, 8))
     with torch.no_grad():
-        grams = learned.model.gram(torch.linspace(0.99, 0.02, 25), context)
-    torch.testing.assert_close(grams, grams.mT)
-    spectra = torch.linalg.eigvalsh(grams)
-    assert (spectra[:, 0] > -1e-9 * spectra[:, -1]).all()
-    assert not torch.allclose(grams[0], grams[1], rtol=0.01)
+        gram = learned.model.reference(torch.linspace(0.99, 0.02, 25))
+    torch.testing.assert_close(gram, gram.mT)
+    spectrum = torch.linalg.eigvalsh(gram)
+    assert spectrum[0] > -1e-9 * spectrum[-1]
+
+
+def test_an_untrained_network_expects_the_pace_of_its_kernel(rng):
+    """A network that always expects e times as much expects it of every prompt and step."""
+    model = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=9).requires_grad_(False)
+    model.fit_kernel(torch.linspace(1, 0, 9), *walk_kernel(rng, 9))
+    sigmas, context = torch.linspace(0.98, 0.05, 14), torch.randn(3, 4 + 5)
+    assert not model.log_pace(sigmas, context).any()
+    model.trunk[-1].bias[1] = 1.0  # of the second answer, the risk of reuse
+    expected = np.ones((3, 14))
+    expected[:, 0] = 0  # there is no step before the first
+    assert model.log_pace(sigmas, context).numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_pace_is_the_ratio_of_expected_changes(learned, rng):
+    """By the network's answers for reuse from each step to the next, prompt by prompt."""
+    learned.model.fit_kernel(torch.linspace(1, 0, 8), *walk_kernel(rng, 8))
+    untrained = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8)
+    untrained.fit_kernel(learned.model.grid, learned.model.kernel, learned.model.first)
+    sigmas = torch.linspace(0.97, 0.04, 12)
+    context = learned.model.context(torch.randn(2, TEXT_WIDTH), torch.randn(2, 5))
+    with torch.no_grad():
+        found = learned.model.log_pace(sigmas, context)
+        for row, step in np.ndindex(2, 11):
+            places = [step + 1, step, max(step - 1, 0)]
+            asked = torch.tensor([0]), sigmas[places][None], context[row][None]
+            expected, usual = (
+                net(*asked)["log_reuse"].item() for net in (learned.model, untrained)
+            )
+            assert found[row, step + 1].item() == pytest.approx(expected - usual, abs=1e-4)
+    assert not torch.allclose(found[0], found[1], rtol=0.01)
+
+
+def test_a_run_has_the_mean_pace_of_its_steps_and_the_one_after(rng):
+    pace = rng.lognormal(size=7)
+    found = mean_pace(pace)
+    assert found.shape == (7, 8)
+    for latest, following in itertools.combinations(range(8), 2):
+        steps = [pace[step] for step in range(latest + 1, following + 1) if step < 7]
+        if steps:
+            assert found[latest, following] == pytest.approx(np.mean(steps))
+    assert (found > 0).all()
 
 
 def test_a_learned_plan_spends_its_budget_on_runs_longer_than_usual(learned, generation):
@@ -335,7 +398,8 @@ def test_a_learned_plan_spends_its_budget_on_runs_longer_than_usual(learned, gen
     assert (plan.actions[:, 0] == COMPUTE).sum() == 2
 
 
-def test_a_saved_policy_plans_the_same(learned, generation, tmp_path):
+def test_a_saved_policy_plans_the_same(learned, solved, rng, tmp_path):
+    learned.model.fit_kernel(torch.linspace(1, 0, 8), *walk_kernel(rng, 8))
     learned.save_pretrained(tmp_path / "mine")
     loaded = load_policy(tmp_path / "mine")
     assert isinstance(loaded, LearnedPolicy)
@@ -343,35 +407,40 @@ def test_a_saved_policy_plans_the_same(learned, generation, tmp_path):
     assert loaded.fingerprint == learned.fingerprint
     assert loaded.promise == learned.promise
     for ask in (lambda p: p.at(1.5), lambda p: p.at(4.0), lambda p: p.reaching(30)):
-        plan, expected = ask(loaded).begin(generation), ask(learned).begin(generation)
+        plan, expected = ask(loaded).begin(solved), ask(learned).begin(solved)
         assert (plan.actions == expected.actions).all()
-        assert (plan.coefficients == expected.coefficients).all()
+        assert (plan.weights == expected.weights).all()
 
 
 def test_weights_of_another_version_are_refused(learned, tmp_path):
     """Not half loaded: a policy would then plan with numbers that nobody trained."""
     learned.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
-    del stored["dynamics.reaction"]
+    del stored["damage.curve"]
     save_file(stored, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="damaged"):
         LearnedPolicy.from_pretrained(tmp_path)
 
 
 def test_a_quality_is_reached_by_the_fastest_plan_that_is_good_enough(learned, generation):
-    """Against the planner itself: every budget in turn, damage by the network's own composition."""
-    computed = []
+    """Against the planner itself: every budget in turn, damage put together from its parts."""
+    model, computed = learned.model, []
+    with torch.no_grad():
+        sigmas = torch.from_numpy(generation.sigmas).float()
+        prompt = torch.from_numpy(generation.prompt_embedding[None]).float()
+        features = torch.tensor([config_features(generation.config)])
+        pace = model.log_pace(sigmas, model.context(prompt, features))[0].double().exp().numpy()
+        power, reference = model.damage.power.item(), model.reference(sigmas).numpy()
+    left = local_energies(reference, euler_solver(generation.sigmas), LONGEST_RUN)
+    left = left * mean_pace(pace)[None] * gains_after(model.damage, generation.sigmas)
     for quality in (5, 12, 18, 25, 60, 100):
         plan = learned.reaching(quality).begin(generation)
         count = int((plan.actions[:, 0] == COMPUTE).sum())
         computed.append(count)
         most = learned.promise.highest_log_damage(quality, 0.9)
-        with torch.no_grad():
-            risks, dynamics = learned._risks(generation, 8), learned.model.dynamics
-        power, offset = dynamics.power.item(), dynamics.offset.item()
         least = [
-            np.log(cost) / power + offset if cost else -np.inf
-            for cost, _ in shortest_paths(risks.damage**power, count)
+            np.log(cost) / power if cost else -np.inf
+            for cost, _ in shortest_paths(left**power, count)
         ]
         assert least[-1] <= most
         assert all(damage > most for damage in least[:-1])

@@ -3,27 +3,27 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import synthetic_traces
 import torch
 from synthetic_traces import MODEL, NUM_BLOCKS, NUM_STEPS, write_trace_set
 
 from foresight.config import UserError
-from foresight.plan import Plan
-from foresight.policies.dynamics import ErrorDynamics
+from foresight.plan import Plan, plain_weights
+from foresight.policies.damage import DamageModel
 from foresight.policies.learned import LearnedPolicy
-from foresight.solver import euler_response
 from foresight.traces import TraceSet
 from policy_training import labels
 from policy_training.baselines import GroupMean
 from policy_training.cli import main
 from policy_training.config import TrainConfig
+from policy_training.damage import damage_loss, fit_damage, log_damage
 from policy_training.dataset import QueryBatches, TraceData
-from policy_training.dynamics import damage_loss, fit_dynamics, log_damage
 from policy_training.generations import load_generations, make_buckets, split_by_prompt
 from policy_training.module import ReuseTraining
 from policy_training.promise import quality_promise
-from policy_training.rollouts import gather_rollouts, plan_runs
+from policy_training.rollouts import gather_rollouts, gather_runs
 from policy_training.train import train
 
 
@@ -87,13 +87,19 @@ def test_without_an_earlier_residual_there_is_nothing_to_forecast(vectors):
 
 
 def test_runs_of_plans_are_those_listed_by_hand():
-    computed = [np.isin(np.arange(7), steps) for steps in ((0, 3, 4), (0, 1, 2, 3, 4, 6))]
-    betas, made = np.arange(14.0).reshape(2, 7), np.arange(28.0).reshape(2, 7, 2)
-    runs, corrections = plan_runs(computed, list(betas), list(made))
-    steps = torch.stack(runs[:4], dim=1).tolist()  # previous, latest, following, which
-    assert steps == [[0, 0, 3, 0], [3, 4, 7, 0], [3, 4, 6, 1]]
-    assert runs.coefficients.tolist() == [[1, 2], [5, 6], [12, 0]]
-    assert corrections.tolist() == [[6, 7], [0, 0], [26, 27]]
+    """Reuse under flow matching: a run leaves the steps' sizes times what was missed, summed."""
+    computed = np.stack([np.isin(np.arange(7), at) for at in ((0, 3, 4), (0, 1, 2, 3, 4, 6))])
+    rng, sigmas = np.random.default_rng(0), np.linspace(0.9, 0.2, 7)
+    vectors, sizes = rng.normal(size=(2, 8, 20)), np.diff(np.append(sigmas, 0))
+    grams = list(vectors @ vectors.swapaxes(1, 2))
+    weights = plain_weights(7)[None].repeat(2, axis=0)
+    runs = gather_runs(grams, synthetic_traces.solver(sigmas), computed, weights)
+    steps = torch.stack(runs[:3], dim=1).tolist()  # which, latest, following
+    assert steps == [[0, 0, 3], [0, 4, 7], [1, 4, 6]]
+    for (which, latest, following), energy in zip(steps, runs.log_energy.exp(), strict=True):
+        missed = vectors[which, latest] - vectors[which, latest + 1 : following]
+        left = sizes[latest + 1 : following] @ missed
+        assert energy.item() == pytest.approx(np.square(left).sum(), rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -135,11 +141,10 @@ def test_ablations_change_the_prompt_and_nothing_else(traces):
 
 def known_plan() -> Plan:
     """Steps 4 and 5 are skipped and made good, and so is step 8."""
-    computed = ~np.isin(np.arange(NUM_STEPS), (4, 5, 8))
-    betas, made = np.zeros(NUM_STEPS), np.zeros((NUM_STEPS, 2))
-    betas[[4, 5]] = 0.5, 0.75
-    made[6], made[9] = (0.25, -0.5), (0.125, 0)
-    return Plan.whole_stack(computed, betas, NUM_BLOCKS, at_output=True, corrections=made)
+    computed, weights = ~np.isin(np.arange(NUM_STEPS), (4, 5, 8)), plain_weights(NUM_STEPS)
+    weights[4:6] = (1.5, -0.5, 0, 0.25), (1.25, 0.25, -0.5, -0.125)
+    weights[[6, 9]] = (1.25, -0.5, 0, 0.5), (1.125, -0.125, 0, 0)
+    return Plan.of_output(computed, weights, NUM_BLOCKS)
 
 
 @pytest.fixture
@@ -160,34 +165,45 @@ def test_roll_outs_are_grouped_with_what_is_known_of_their_generation(known_set)
     first, second = generations
     assert len(group.psnr) == 1 + len(second.rollouts)  # that of nothing skipped tells nothing
     own = group.runs.which == 0
-    assert [part[own].tolist() for part in group.runs[:3]] == [[2, 6], [3, 7], [6, 9]]
-    longest = group.runs.coefficients.shape[1]
-    expected = np.zeros((2, longest))
-    expected[0, :2] = 0.5, 0.75
-    assert group.runs.coefficients[own].numpy() == pytest.approx(expected)
-    assert group.corrections[own].tolist() == [[0.25, -0.5], [0.125, 0]]
+    assert [part[own].tolist() for part in group.runs[1:3]] == [[3, 7], [6, 9]]
+    assert np.flatnonzero(~group.computed[0]).tolist() == [4, 5, 8]
+    assert (group.weights[0] == known_plan().weights).all()
     assert group.log_final_error[0] == pytest.approx(np.log(first.rollouts[0]["final_error"]))
     assert group.sigmas.numpy() == pytest.approx(first.trace["sigmas"])
-    assert group.response.numpy() == pytest.approx(first.trace["response"])
+    assert group.solver.response == pytest.approx(first.trace["response"])
+    assert group.solver.decay == pytest.approx(first.trace["decay"])
     for index, generation in enumerate((first, second, second)):
-        output = generation.trace["group_gram"][1]
-        assert group.gram[index].numpy() == pytest.approx(output, rel=1e-6)
         embedding = generation.trace["prompt_embedding"]
         assert group.embedding[index].numpy() == pytest.approx(embedding, rel=1e-6)
 
 
-def test_solvers_of_equal_sigmas_are_kept_apart_and_unknown_ones_taken_for_eulers(traces):
+@pytest.mark.parametrize("part", ["response", "decay"])
+def test_solvers_of_equal_sigmas_are_kept_apart(traces, part):
     generations = load_generations([traces])
-    for number, generation in enumerate(generations):
-        if number % 2:
-            generation.trace["response"] = 2 * generation.trace["response"]
-        else:
-            del generation.trace["response"]
+    plain = generations[0].trace[part]
+    for generation in generations[1::2]:
+        generation.trace[part] = 2 * generation.trace[part]
     groups = gather_rollouts(make_buckets(generations))
-    euler = euler_response(generations[0].trace["sigmas"])
     for factor, group in enumerate(groups, start=1):
-        assert group.response.numpy() == pytest.approx(factor * euler, rel=1e-6)
+        assert getattr(group.solver, part) == pytest.approx(factor * plain, rel=1e-6)
     assert len(groups) == 2
+
+
+def without_columns(folder, part, *names):
+    for path in (folder / part).glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(list(names)), path)
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [("data", ["decay", "first_latents"]), ("data", ["decay"]), ("rollouts", ["weights"])],
+    ids=str,
+)
+def test_traces_of_an_earlier_version_are_refused(tmp_path, part, names):
+    folder = write_trace_set(tmp_path / "set", prompts=2)
+    without_columns(folder, part, *names)
+    with pytest.raises(UserError, match=rf"earlier version \(it lacks {', '.join(names)}\)"):
+        load_generations([folder])
 
 
 def test_group_mean_falls_back_to_coarser_keys():
@@ -197,29 +213,38 @@ def test_group_mean_falls_back_to_coarser_keys():
     assert fitted.predict(asked).tolist() == [2.0, 4.0, 4.0]
 
 
-def test_fitting_the_dynamics_lowers_the_loss_of_roll_outs(traces):
+def test_fitting_the_damage_model_lowers_the_loss_of_roll_outs(traces):
     groups = gather_rollouts(make_buckets(load_generations([traces])))
-    fitted, again, plain = ErrorDynamics(), ErrorDynamics(), ErrorDynamics()
-    fit_dynamics(fitted, groups)
-    fit_dynamics(again, groups)
+    fitted, again, plain = DamageModel(), DamageModel(), DamageModel()
+    fit_damage(fitted, groups)
+    fit_damage(again, groups)
     with torch.no_grad():
         assert damage_loss(fitted, groups) < damage_loss(plain, groups) / 2
     for one, other in zip(fitted.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_dynamics_that_made_the_errors_are_found_again(traces):
+def test_a_damage_model_that_made_the_errors_is_found_again(traces):
     groups = gather_rollouts(make_buckets(load_generations([traces])))
-    true, fitted = ErrorDynamics(), ErrorDynamics()
+    true, fitted = DamageModel(), DamageModel()
     with torch.no_grad():
-        true.reaction += torch.tensor([-0.5, 0.3, 0.1])
-        true.offset.fill_(0.4)
-        groups = [g._replace(log_final_error=log_damage(true, g, g.gram)) for g in groups]
+        true.curve += torch.tensor([-0.5, 0.3, 0.1])
+        groups = [g._replace(log_final_error=log_damage(true, g, g.runs)) for g in groups]
         before = damage_loss(fitted, groups).item()
-    fit_dynamics(fitted, groups)
+    fit_damage(fitted, groups)
     with torch.no_grad():
         assert damage_loss(fitted, groups) < 0.01 * before
-    assert fitted.reaction.tolist() == pytest.approx(true.reaction.tolist(), abs=0.1)
+    assert fitted.curve.tolist() == pytest.approx(true.curve.tolist(), abs=0.1)
+
+
+def test_errors_that_say_nothing_new_leave_the_damage_model_where_it_was(traces):
+    groups = gather_rollouts(make_buckets(load_generations([traces])))
+    fitted = DamageModel()
+    with torch.no_grad():
+        groups = [g._replace(log_final_error=log_damage(fitted, g, g.runs)) for g in groups]
+    fit_damage(fitted, groups)
+    assert fitted.curve.tolist() == [0, 0, 0]
+    assert fitted.log_power.item() == 0
 
 
 def test_training_lowers_the_loss(traces, tmp_path):
@@ -262,23 +287,55 @@ def test_train_exports_a_policy_that_loads(traces, tmp_path):
     assert (output / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_damage_of_a_plan_is_what_its_predictions_leave(known_set):
-    """Of a model that does not react, with two runs whose energies add up: by hand, in vectors."""
-    (group,) = gather_rollouts(make_buckets(load_generations([known_set])))
-    dynamics = ErrorDynamics().requires_grad_(False)
-    dynamics.doubt[0] = -99
-    dynamics.log_power.fill_(0.7 - np.log(2))  # a power of 1
-    dynamics.offset.fill_(0.25)
-    found = log_damage(dynamics, group, group.gram)[0].item()
+def test_damage_of_a_plan_is_what_its_runs_leave(known_set):
+    """With two runs whose energies grow by the noise level and add up: by hand, in vectors."""
+    generations = load_generations([known_set])
+    (group,) = gather_rollouts(make_buckets(generations))
+    damage = DamageModel().requires_grad_(False)
+    damage.log_power.fill_(0.7 - np.log(2))  # a power of 1
+    damage.curve[:2] = torch.tensor([0.25, -2.0])  # noise over signal, times a number
+    found = log_damage(damage, group, group.runs)[0].item()
 
-    values, axes = np.linalg.eigh(group.gram[0].double().numpy())
-    v = axes * np.sqrt(values.clip(0))  # (S, S), with the inner products of the Gram matrix
-    reach = group.response[:, -1].numpy()
-    first = [(v[3] + beta * (v[3] - v[2]) - v[s]) * reach[s] for s, beta in ((4, 0.5), (5, 0.75))]
-    first.append((0.25 * (v[6] - v[3]) + 0.5 * (v[3] - v[2])) * reach[6])
-    second = [(v[7] - v[8]) * reach[8], 0.125 * (v[9] - v[7]) * reach[9]]
-    energy = sum(np.square(np.sum(parts, axis=0)).sum() for parts in (first, second))
-    assert found == pytest.approx(np.log(energy) + 0.25, abs=1e-3)
+    trace = generations[0].trace
+    products = trace["first_latents"]
+    gram = np.zeros((NUM_STEPS + 1, NUM_STEPS + 1))
+    gram[:-1, :-1] = trace["group_gram"][1]
+    gram[-1], gram[:, -1] = products, products
+    values, axes = np.linalg.eigh(gram)
+    vectors = axes * np.sqrt(values.clip(0))  # with the inner products of the trace
+    v, x, sizes = vectors[:-1], vectors[-1], np.diff(np.append(trace["sigmas"], 0))
+
+    before = x + sizes[:4] @ v[:4]  # flow matching
+    returned = 1.5 * v[3] - 0.5 * v[2] + 0.25 * before
+    off = sizes[4] * (returned - v[4])
+    returned = 1.25 * v[3] + 0.25 * v[2] - 0.5 * v[1] - 0.125 * (before + sizes[4] * returned)
+    first = off + sizes[5] * (returned - v[5])
+    second = sizes[8] * (v[7] - v[8])
+    energy = 0.0
+    for left, noise in ((first, trace["sigmas"][6]), (second, trace["sigmas"][9])):
+        energy += np.square(left).sum() * np.exp(0.25) * noise / (1 - noise)
+    assert found == pytest.approx(np.log(energy), abs=1e-3)
+
+
+def test_damage_before_anything_is_run_is_that_of_the_mean_generation(traces, tmp_path):
+    """And goes with what the network expects of a prompt: a greater pace is a greater damage."""
+    generations = load_generations([traces])
+    config = settings(traces, tmp_path)
+    data = TraceData(*split_by_prompt(generations, 0.3, 0), config)
+    module = ReuseTraining.for_data(config, data)
+    (bucket,), (group,) = data.train_buckets, data.train_rollouts
+    gram = np.zeros((NUM_STEPS + 1, NUM_STEPS + 1))
+    gram[:-1, :-1] = bucket.gram[:, 0].double().mean(dim=0)
+    gram[-1] = gram[:, -1] = bucket.first.double().mean(dim=0)
+    same = [gram] * len(group.computed)
+    runs = gather_runs(same, group.solver, group.computed, group.weights)
+    with torch.no_grad():
+        expected = log_damage(module.model.damage, group, runs)
+        found = module.predicted_damage(group)
+        module.model.trunk[-1].bias[1] += 0.75
+        more = module.predicted_damage(group)
+    assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-3)
+    assert more.numpy() == pytest.approx(found.numpy() + 0.75, abs=1e-4)
 
 
 def test_the_promise_is_fitted_on_one_side_and_measured_on_the_other(traces, tmp_path):
@@ -374,7 +431,7 @@ def test_bad_values_end_in_one_line(traces, tmp_path, capsys):
     assert not output.exists()
 
 
-def test_bad_traces_end_in_one_line_and_write_nothing(tmp_path, capsys, monkeypatch):
+def test_bad_traces_end_in_one_line_and_write_nothing(tmp_path, capsys):
     output = tmp_path / "policy"
     missing = tmp_path / "missing"
     assert str(missing) in run_cli(capsys, missing, "--output", output)
@@ -387,8 +444,8 @@ def test_bad_traces_end_in_one_line_and_write_nothing(tmp_path, capsys, monkeypa
     file = next((truncated / "data").glob("*.parquet"))
     file.write_bytes(file.read_bytes()[:200])
     assert file.name in run_cli(capsys, truncated, "--output", output)
-    monkeypatch.setattr(synthetic_traces, "residuals", lambda *_, **__: np.full((3, 10, 2), np.nan))
-    not_numbers = write_trace_set(tmp_path / "nan", prompts=2)
+    nothing = np.full((NUM_BLOCKS, NUM_STEPS, NUM_STEPS), np.nan)
+    not_numbers = write_trace_set(tmp_path / "nan", prompts=2, gram=nothing)
     assert "NaN" in run_cli(capsys, not_numbers, "--output", output)
     assert not output.exists()
 

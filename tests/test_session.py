@@ -10,12 +10,13 @@ from latte_by_hand import (
     sample_by_hand,
     to_temporal,
     watch_blocks,
+    weighted,
 )
 
 import foresight
 from foresight.config import GenerationConfig, UserError
 from foresight.pipeline import generate
-from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
+from foresight.plan import COMPUTE, FORECAST, HISTORY, REUSE, Plan, plain_weights
 from foresight.policies.fixed import FixedPlan
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
@@ -255,16 +256,28 @@ def test_layouts_are_inverse_to_each_other():
     assert torch.equal(to_temporal(there, batch=2), tokens)
 
 
-@pytest.mark.parametrize("corrected", [False, True])
-def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe, corrected):
-    """Skipped steps take the model's output from the last two that it was run for."""
-    computed = np.isin(np.arange(STEPS), (0, 2, 3, 6))
+OUTPUT_COMPUTED = np.isin(np.arange(STEPS), (0, 2, 3, 6))
+
+
+def output_plan(kind: str) -> Plan:
+    """Forecasts alone; weights of three predictions; and of the latents, too."""
     betas = np.where(np.arange(STEPS) > 3, np.linspace(0.2, 1.1, STEPS), 0.0)
-    corrections = np.zeros((STEPS, 2))
-    corrections[3], corrections[6] = (0.6, 0.0), (1.1, 0.4)
-    plan = Plan.whole_stack(
-        computed, betas, NUM_BLOCKS, at_output=True, corrections=corrections if corrected else None
-    )
+    plan = Plan.whole_stack(OUTPUT_COMPUTED, betas, NUM_BLOCKS, at_output=True)
+    if kind == "forecast":
+        return plan
+    weights = plan.weights.copy()
+    weights[3:7] = (1.6, -0.6, 0, 0), (1.5, -0.7, 0.2, 0), (1.4, -0.9, 0.3, 0), (2.1, -1.5, 0.4, 0)
+    weights[7] = 0, 0.5, 0.5, 0
+    if kind == "latents":
+        weights[1:, HISTORY] = np.linspace(0.3, -0.4, STEPS - 1)
+        weights[8, :HISTORY] = 0
+    return Plan.of_output(OUTPUT_COMPUTED, weights, NUM_BLOCKS)
+
+
+@pytest.mark.parametrize("kind", ["forecast", "predictions", "latents"])
+def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe, uncached, kind):
+    """Steps weigh the outputs that the model was run for last, and the latents they are given."""
+    plan, computed = output_plan(kind), OUTPUT_COMPUTED
     with watch_blocks(pipe) as calls:
         latents = run(pipe, plan)
     assert len(calls) == computed.sum() * NUM_BLOCKS
@@ -272,17 +285,11 @@ def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe, corrected):
     original, seen = pipe.transformer.forward, []
     steps = iter(range(STEPS))
 
-    def by_hand(*args, **kwargs):
+    def by_hand(*, hidden_states, **others):
         step = next(steps)
         if computed[step]:
-            seen.append(original(*args, **kwargs)[0])
-            if not plan.corrections[step].any():
-                return (seen[-1],)
-            kappa, lam = plan.corrections[step].tolist()
-            motion, before = seen[-1] - seen[-2], seen[-2] - seen[-3]
-            return (seen[-1] + kappa * motion - lam * before,)
-        motion = seen[-1] - seen[-2] if len(seen) > 1 else 0
-        return (seen[-1] + betas[step] * motion,)
+            seen.insert(0, original(hidden_states=hidden_states, **others)[0])
+        return (weighted(plan.weights[step].tolist(), seen, hidden_states),)
 
     pipe.transformer.forward = by_hand
     try:
@@ -290,6 +297,62 @@ def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe, corrected):
     finally:
         pipe.transformer.forward = original
     torch.testing.assert_close(latents, expected, **TOLERANCE)
+    assert (latents - uncached).abs().max() > 0.01
+
+
+def test_the_latents_of_a_step_are_those_that_the_model_is_given(pipe):
+    """A step that returns them alone, by the scheduler itself: before and after it."""
+    weights = plain_weights(STEPS)
+    weights[4] = 0, 0, 0, 0.5
+    plan = Plan.of_output(np.arange(STEPS) != 4, weights, NUM_BLOCKS)
+    seen = []
+
+    def watch(pipe, index, timestep, tensors):
+        seen.append((timestep, tensors["latents"].clone()))
+        return tensors
+
+    run(pipe, plan, callback_on_step_end=watch)
+    (_, before), (timestep, after) = seen[3:5]
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    # Guidance of two equal predictions is either.
+    expected = scheduler.step(0.5 * before, timestep, before, return_dict=False)[0]
+    torch.testing.assert_close(after, expected, **TOLERANCE)
+
+
+def test_weights_that_are_plain_change_no_bit(pipe, uncached):
+    plan = Plan.of_output(np.ones(STEPS, bool), plain_weights(STEPS), NUM_BLOCKS)
+    assert torch.equal(run(pipe, plan), uncached)
+    computed = np.arange(STEPS) < 6
+    weights = plain_weights(STEPS)
+    weights[6:] = 1.3, -0.3, 0, 0.1
+    latents = []
+
+    def watch(pipe, index, timestep, tensors):
+        latents.append(tensors["latents"].clone())
+        return tensors
+
+    run(pipe, Plan.of_output(computed, weights, NUM_BLOCKS), callback_on_step_end=watch)
+    sample(pipe, callback_on_step_end=watch)
+    same = [torch.equal(latents[step], latents[STEPS + step]) for step in range(STEPS)]
+    assert same == computed.tolist()
+
+
+def test_predictions_that_the_pipeline_changes_in_place_are_kept_as_they_were(pipe):
+    """A pipeline may do as it likes with what a step returned."""
+
+    def spoil(module, args, output):
+        taken = output[0].clone()
+        output[0].fill_(7.0)
+        return (taken,)
+
+    plan = output_plan("latents")
+    expected = run(pipe, plan)
+    handle = pipe.transformer.register_forward_hook(spoil)
+    try:
+        assert torch.equal(run(pipe, plan), expected)
+    finally:
+        handle.remove()
 
 
 def test_a_plan_at_the_output_keeps_two_latents(pipe):

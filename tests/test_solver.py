@@ -1,201 +1,116 @@
-"""Corrections, checked on the solvers themselves: predictions that are known, no model."""
-
-import copy
+"""Solvers, checked on the schedulers themselves: predictions that are known, no model."""
 
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    UniPCMultistepScheduler,
+from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from solvers_by_hand import (
+    MULTISTEP,
+    ONE_STEP,
+    SOLVER_STEPS,
+    known_solver,
+    latents_along,
+    precision,
+    ready,
 )
 
-from foresight.output_plan import compile_output_plan
-from foresight.plan import COMPUTE, REUSE, Plan
-from foresight.policies.dynamics import Dynamics
-from foresight.policies.risks import assess
-from foresight.solver import euler_response, solver_response
+from foresight.solver import euler_solver, solver_of
 
-STEPS = 12
-DIFFUSION = {"beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "v_prediction"}
-ONE_STEP = [
-    DDIMScheduler(**DIFFUSION, timestep_spacing="trailing", clip_sample=False),
-    FlowMatchEulerDiscreteScheduler(shift=3.0),
-]
-MULTISTEP = [
-    DPMSolverMultistepScheduler(**DIFFUSION),
-    UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
-]
-COMPUTED = np.isin(np.arange(STEPS), (0, 1, 4, 5, 8, 11))
+ON_ALL = pytest.mark.parametrize("scheduler", ONE_STEP + MULTISTEP, ids=lambda s: type(s).__name__)
 
 
-def ready(scheduler):
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(STEPS)
-    return scheduler
+@ON_ALL
+@pytest.mark.parametrize("steps", [1, 2, SOLVER_STEPS])
+def test_latents_are_what_the_solver_makes_of_first_latents_and_predictions(scheduler, steps):
+    torch.manual_seed(0)
+    predictions = torch.randn(steps, 5, dtype=torch.float64)
+    first = torch.randn(5, dtype=torch.float64)
+    seen = latents_along(scheduler, first, lambda step, _: predictions[step], steps)
+    solver = known_solver(scheduler, steps)
+    assert solver.known
+    assert (np.tril(solver.response, -1) == 0).all()
+    expected = solver.decay[:, None] * first.numpy() + solver.response.T @ predictions.numpy()
+    scale = float(seen.abs().max())
+    assert seen[1:].numpy() == pytest.approx(expected, abs=precision(scheduler) * scale)
 
 
-def trajectory(scheduler, predictions: torch.Tensor) -> torch.Tensor:
-    """Latents after every step (S, D), given what is predicted at each (S, D)."""
-    scheduler, sample, seen = ready(scheduler), torch.ones_like(predictions[0]), []
-    for timestep, predicted in zip(scheduler.timesteps, predictions, strict=True):
-        shaped = predicted.reshape(1, 1, 1, 1, -1), sample.reshape(1, 1, 1, 1, -1)
-        sample = scheduler.step(shaped[0], timestep, shaped[1], return_dict=False)[0].flatten()
-        seen.append(sample)
-    return torch.stack(seen)
-
-
-def returned(plan: Plan, true: torch.Tensor) -> torch.Tensor:
-    """What the steps of a plan return, by its definition, if the model predicts `true` (S, D)."""
-    done, out = [], []
-    for step in range(len(true)):
-        history = [true[s] for s in reversed(done)]
-        beta = float(plan.coefficients[step, 0])
-        if plan.actions[step, 0] == COMPUTE:
-            kappa, lam = plan.corrections[step].tolist()
-            value = true[step].clone()
-            if kappa:
-                value = value + kappa * (true[step] - history[0])
-            if lam:
-                value = value - lam * (history[0] - history[1])
-            done.append(step)
-        else:
-            value = history[0] + (beta * (history[0] - history[1]) if beta else 0)
-        out.append(value)
-    return torch.stack(out)
-
-
-def plan_for(true: torch.Tensor, scheduler, *, corrects: bool) -> Plan:
-    """The best plan for predictions (S, D) that do not react to the latents."""
-    response = solver_response(ready(scheduler))
-    assert response is not None
-    final, nothing = torch.from_numpy(response[:, -1]), torch.zeros(STEPS, dtype=torch.float64)
-    dynamics = Dynamics(torch.from_numpy(response), nothing, final, nothing)
-    return assess(true @ true.T, dynamics, corrects=corrects).plan(COMPUTED, 2)
-
-
-@pytest.mark.parametrize("scheduler", ONE_STEP + MULTISTEP, ids=lambda s: type(s).__name__)
+@ON_ALL
 def test_the_response_is_the_difference_that_a_changed_prediction_makes(scheduler):
     torch.manual_seed(0)
-    predictions = torch.randn(STEPS, 3, dtype=torch.float64)
-    plain = trajectory(scheduler, predictions)
-    response = solver_response(ready(scheduler))
-    assert response is not None
-    for step in (0, 5, STEPS - 1):
+    predictions = torch.randn(SOLVER_STEPS, 3, dtype=torch.float64)
+    first = torch.ones(3, dtype=torch.float64)
+    plain = latents_along(scheduler, first, lambda step, _: predictions[step])
+    response = known_solver(scheduler).response
+    for hit in (0, 5, SOLVER_STEPS - 1):
         changed = predictions.clone()
-        changed[step] += 0.5
-        moved = (trajectory(scheduler, changed) - plain)[:, 0] / 0.5
-        assert moved.numpy() == pytest.approx(response[step], rel=1e-4, abs=1e-6)
+        changed[hit] += 0.5
+        seen = latents_along(scheduler, first, lambda step, _, changed=changed: changed[step])
+        moved = (seen - plain)[1:, 0] / 0.5
+        assert moved.numpy() == pytest.approx(response[hit], rel=1e-4, abs=1e-6)
 
 
-def test_solvers_that_draw_noise_are_not_corrected():
-    assert solver_response(ready(EulerAncestralDiscreteScheduler())) is None
+@ON_ALL
+def test_the_decay_is_the_difference_that_other_first_latents_make(scheduler):
+    torch.manual_seed(0)
+    predictions = torch.randn(SOLVER_STEPS, 3, dtype=torch.float64)
+    one, other = (
+        latents_along(scheduler, first * torch.ones(3).double(), lambda step, _: predictions[step])
+        for first in (-1.0, 1.0)
+    )
+    decay = known_solver(scheduler).decay
+    assert ((other - one)[1:, 0] / 2).numpy() == pytest.approx(decay, rel=1e-4, abs=1e-6)
+    assert abs(decay[0]) > 0.5
 
 
-def test_the_response_of_the_plainest_solver_is_that_of_flow_matching():
+def test_first_latents_are_left_out_where_the_model_sees_scaled_ones():
+    """The response stays: it is about predictions alone."""
+    scheduler = EulerDiscreteScheduler(prediction_type="epsilon")
+    solver = solver_of(ready(scheduler))
+    assert solver is not None
+    assert solver.known
+    assert not solver.decay.any()
+    sigmas = ready(scheduler).sigmas.double().numpy()
+    steps = np.diff(sigmas)[:, None].repeat(SOLVER_STEPS, axis=1)  # x += v * (sigma' - sigma)
+    assert solver.response == pytest.approx(np.triu(steps), rel=1e-5, abs=1e-5)
+
+
+def test_solvers_that_draw_noise_are_not_known():
+    assert solver_of(ready(EulerAncestralDiscreteScheduler())) is None
+
+
+def test_solvers_that_pay_a_prediction_no_heed_are_not_known():
+    class Deaf(type(ONE_STEP[1])):
+        def step(self, model_output, timestep, sample, **others):
+            heard = model_output * (self.step_index != 4)
+            return super().step(heard, timestep, sample, **others)
+
+    assert solver_of(ready(Deaf(shift=3.0))) is None
+
+
+def test_the_plainest_solver_is_flow_matching_without_its_first_latents():
     scheduler = ready(ONE_STEP[1])
-    found = euler_response(scheduler.sigmas[:-1].numpy())
-    assert found == pytest.approx(solver_response(scheduler), abs=1e-6)
+    found, real = euler_solver(scheduler.sigmas[:-1].numpy()), solver_of(scheduler)
+    assert real is not None
+    assert found.response == pytest.approx(real.response, abs=1e-6)
+    assert real.decay == pytest.approx(np.ones(SOLVER_STEPS))
+    assert not found.decay.any()
+    assert not found.known
 
 
-def test_asking_for_the_response_leaves_the_scheduler_alone():
+def test_asking_leaves_the_scheduler_alone():
     scheduler = ready(ONE_STEP[1])
-    solver_response(scheduler)
+    solver_of(scheduler)
     assert scheduler.step_index is None
 
 
-@pytest.mark.parametrize("scheduler", ONE_STEP, ids=lambda s: type(s).__name__)
-def test_what_lies_on_a_line_between_computed_steps_is_made_good_exactly(scheduler):
-    """Predictions that bend at computed steps only: forecasts miss, corrections know."""
-    torch.manual_seed(1)
-    knots = torch.randn(STEPS, 5, dtype=torch.float64)
-    order = np.flatnonzero(COMPUTED)
-    true = torch.stack(
-        [
-            torch.from_numpy(np.interp(np.arange(STEPS), order, knots[order, d].numpy()))
-            for d in range(5)
-        ],
-        dim=1,
-    )
-    wanted = trajectory(scheduler, true)
-    corrected, forecast = (
-        trajectory(scheduler, returned(plan_for(true, scheduler, corrects=each), true)) - wanted
-        for each in (True, False)
-    )
-    assert forecast[-1].norm() > 0.1
-    for step in order:  # but for the little that the ridge of the corrections leaves
-        assert corrected[step].norm() < 3e-3 * forecast[-1].norm()
-
-
-@pytest.mark.parametrize("scheduler", ONE_STEP[1:] + MULTISTEP, ids=lambda s: type(s).__name__)
-def test_smooth_predictions_come_out_less_than_half_as_far_off(scheduler):
-    steps = torch.linspace(0, 2, STEPS, dtype=torch.float64)[:, None]
-    true = torch.sin(steps * torch.linspace(0.5, 2.5, 40, dtype=torch.float64))
-    wanted = trajectory(scheduler, true)[-1]
-    off = [
-        (
-            trajectory(scheduler, returned(plan_for(true, scheduler, corrects=each), true))[-1]
-            - wanted
-        )
-        for each in (True, False)
-    ]
-    assert off[0].norm() < off[1].norm() / 2
-
-
-def random_plan(rng: np.random.Generator) -> Plan:
-    computed = rng.random(9) < 0.5
-    computed[0] = True
-    before = np.cumsum(computed) - computed
-    betas = np.where(before >= 2, rng.uniform(-1, 1, 9), 0) * (rng.random(9) < 0.7)
-    correct = rng.uniform(-1, 1, (9, 2)) * computed[:, None] * (before[:, None] > [0, 1])
-    correct *= rng.random((9, 2)) < 0.5
-    return Plan.whole_stack(computed, betas, 1, at_output=True, corrections=correct)
-
-
-def test_compiled_output_plans_mean_the_same_and_keep_nothing_in_vain():
-    rng = np.random.default_rng(0)
-    true = torch.eye(9, dtype=torch.float64)  # a sum of predictions shows its weights
-    for _ in range(200):
-        plan = random_plan(rng)
-        held: list[int] = []
-        read: set[tuple[int, int]] = set()
-        kept: set[tuple[int, int]] = set()
-        for step, operation in enumerate(compile_output_plan(plan)):
-            value = operation.fresh * true[step]
-            for place, weight in enumerate(operation.kept):
-                value = value + weight * true[held[place]]
-                read.add((held[place], step))
-            if operation.action == COMPUTE:
-                held = [step, *held]
-            held = held[: operation.keep]
-            kept |= {(source, step) for source in held}
-            torch.testing.assert_close(value, returned(plan, true)[step])
-        for source, step in kept:  # the last one held is read later on
-            assert any(s <= source and later > step for s, later in read)
-
-
-def test_a_plan_that_starts_later_corrects_only_with_what_it_has():
-    betas = np.where(COMPUTED, 0, 0.5)
-    betas[:2] = 0
-    correct = np.where(COMPUTED[:, None], [[0.3, 0.2]], 0)
-    correct[:2] = 0
-    plan = Plan.whole_stack(COMPUTED, betas, 1, at_output=True, corrections=correct)
-    later = plan.restarted(1)
-    assert later.actions[:4, 0].tolist() == [COMPUTE, REUSE, REUSE, COMPUTE]
-    assert later.corrections[3].tolist() == pytest.approx([0.3, 0])
-    assert later.corrections[4].tolist() == pytest.approx([0.3, 0.2])
-    assert (plan.restarted(0).corrections == plan.corrections).all()
-
-
-@pytest.mark.parametrize(
-    ("step", "correction", "at_output"),
-    [(0, (0.5, 0), True), (1, (0.5, 0.5), True), (2, (0.5, 0), True), (4, (0.5, 0), False)],
-)
-def test_corrections_that_cannot_be_are_refused(step, correction, at_output):
-    correct = np.zeros((STEPS, 2))
-    correct[step] = correction
-    with pytest.raises(ValueError, match=f"step {step} cannot be corrected"):
-        Plan.whole_stack(COMPUTED, np.zeros(STEPS), 2, at_output=at_output, corrections=correct)
+def test_step_counts_and_settings_are_not_mixed_up():
+    """Answers are remembered; another schedule is asked anew."""
+    scheduler = ONE_STEP[1]
+    other = type(scheduler)(shift=7.0)
+    found = [known_solver(*each).response for each in ((scheduler, 6), (scheduler, 7), (other, 6))]
+    assert [len(each) for each in found] == [6, 7, 6]
+    for (asked, steps), response in zip(
+        ((scheduler, 6), (scheduler, 7), (other, 6)), found, strict=True
+    ):
+        sizes = np.diff(ready(asked, steps).sigmas.double().numpy())
+        assert np.diagonal(response) == pytest.approx(sizes, abs=1e-6)

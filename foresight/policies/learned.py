@@ -17,7 +17,12 @@ from foresight.plan import Plan
 from foresight.planner import shortest_path, shortest_paths, steps_for_speedup
 from foresight.policies.base import Generation, Policy
 from foresight.policies.damage import gains_after
-from foresight.policies.multistep import LONGEST_RUN, local_energies, multistep_weights
+from foresight.policies.multistep import (
+    LONGEST_RUN,
+    doubts_at,
+    local_energies,
+    multistep_weights,
+)
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.promise import QualityPromise
 from foresight.solver import Solver, euler_solver
@@ -185,7 +190,12 @@ class LearnedPolicy(Policy):
         count = None if self.quality is not None else self._affordable(steps)
         longest = LONGEST_RUN if count is None else max(LONGEST_RUN, -(-steps // count))
         computed = self._choose(self._weights(generation, longest), count)
-        weights = multistep_weights(self._reference(generation), _solver(generation), computed)
+        weights = multistep_weights(
+            self._reference(generation),
+            _solver(generation),
+            computed,
+            doubts_at(np.asarray(generation.sigmas)),
+        )
         return Plan.of_output(computed, weights, generation.num_blocks)
 
     def _choose(self, weight: np.ndarray, count: int | None) -> np.ndarray:

@@ -23,6 +23,7 @@ from foresight.solver import Solver
 LONGEST_RUN = 8
 RIDGE = 1e-3  # keeps weights from living off rounding
 SMOOTHNESS = 0.3  # what a prediction that is itself right counts, beside right latents after it
+DOUBT = 1e-4  # see `doubts_at`; chosen on validation prompts of both embedded models
 TINY = 1e-12
 # What is fitted: how far to go from plain reuse of v[a] along v[a] itself, the last differences
 # v[a] - v[p] and v[p] - v[q], and the latents. Rows are these, columns v[a], v[p], v[q], latents.
@@ -39,8 +40,23 @@ def with_first_latents(gram: np.ndarray, first: np.ndarray) -> np.ndarray:
     return np.block([[gram, first[:-1, None]], [first[None, :-1], first[-1:, None]]])
 
 
+def doubts_at(sigmas: np.ndarray) -> np.ndarray:
+    """Energy by which predictions are off where steps were skipped before, (S,).
+
+    Over the mean energy of predictions. A model answers latents that are off a little with
+    predictions that are off in ways that traces do not tell; the more, the more noise there is.
+    Without this, weights trust small differences of predictions too much.
+    """
+    noise = sigmas / np.maximum(1 - sigmas, 0.003)
+    return DOUBT * (1 + noise**1.5)
+
+
 def multistep_weights(
-    gram: np.ndarray, solver: Solver, computed: np.ndarray, history: int = HISTORY
+    gram: np.ndarray,
+    solver: Solver,
+    computed: np.ndarray,
+    doubts: np.ndarray | None = None,
+    history: int = HISTORY,
 ) -> np.ndarray:
     """The weights (S, HISTORY + 1) of a plan that computes some steps, see `Plan`.
 
@@ -48,12 +64,14 @@ def multistep_weights(
         gram: (S + 1, S + 1), see above.
         solver: Of the generation; nothing is corrected where it is not known.
         computed: bool (S,); step 0 is computed.
+        doubts: (S,), see `doubts_at`; none if not given.
         history: Predictions that a step may read, at most HISTORY.
     """
     steps = len(computed)
     true, latents = np.eye(steps + 1), _latents(solver)
     returned, now = np.zeros((steps, steps + 1)), latents[0]
     weights = plain_weights(steps).astype(float)
+    unsure = np.zeros(steps) if doubts is None else doubts * gram.diagonal()[:-1].mean()
     done: list[int] = []
     for step in range(steps):
         if computed[step]:
@@ -64,7 +82,9 @@ def multistep_weights(
         exact = len(done) == step + 1  # nothing was skipped so far
         if not exact and (solver.known or not computed[step]):
             wanted = _wanted(step, without[None], true, latents, solver)
-            weights[step] += _fit(held, wanted - held[:, 0], gram)[0]
+            own = np.zeros(HISTORY + 1)
+            own[: len(recent)] = unsure[recent]
+            weights[step] += _fit(held, wanted - held[:, 0], gram, own)[0]
         returned[step] = weights[step] @ held[0]
         now = without + solver.response[step, step] * returned[step]
     return weights
@@ -195,17 +215,26 @@ def _wanted(
     return (needed + SMOOTHNESS * true[step]) / (1 + SMOOTHNESS)
 
 
-def _fit(held: np.ndarray, wanted: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Changes (B, HISTORY + 1) of plain weights that come closest to wanted changes (B, S + 1)."""
-    ways = WAYS @ held
+def _fit(
+    held: np.ndarray, wanted: np.ndarray, gram: np.ndarray, own: np.ndarray | None = None
+) -> np.ndarray:
+    """Changes (B, HISTORY + 1) of plain weights that come closest to wanted changes (B, S + 1).
+
+    Each of what is held may have an energy of its `own` (HISTORY + 1,) that `gram` knows nothing
+    of.
+    """
     there = (held != 0).any(axis=2)
+    ways = np.broadcast_to(WAYS, (len(held), *WAYS.shape)).copy()
     ways[:, 1:3] *= there[:, 1:3, None]
-    measured = ways @ gram
-    inner = measured @ ways.swapaxes(1, 2)
+    along = ways @ held
+    measured = along @ gram
+    inner, towards = measured @ along.swapaxes(1, 2), measured @ wanted[:, :, None]
+    if own is not None:
+        inner = inner + (ways * own) @ ways.swapaxes(1, 2)
+        towards = towards - (ways * own)[:, :, :1]
     ridge = RIDGE * np.einsum("brr->br", inner) + TINY
     inner = inner + ridge[:, :, None] * np.eye(len(WAYS))
-    along = np.linalg.solve(inner, measured @ wanted[:, :, None])[:, :, 0]
-    return along @ WAYS * there
+    return np.linalg.solve(inner, towards)[:, :, 0] @ WAYS * there
 
 
 def _along(held: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from foresight.plan import COMPUTE, REUSE, Plan
+from foresight.plan import COMPUTE, HISTORY, REUSE, Plan
 
 from .family import Family
 
@@ -62,7 +62,8 @@ class ByHand:
             self.passes += 1
             if not self.plan.at_output:
                 return forward(*args, **kwargs)
-            output = self._act(transformer, OUTPUT, 0, None, lambda: forward(*args, **kwargs))
+            latents = inspect.signature(forward).bind(*args, **kwargs).arguments["hidden_states"]
+            output = self._weigh(transformer, latents, lambda: forward(*args, **kwargs))
             # Kandinsky 5 asks for an output object, the others for a tuple
             return SimpleNamespace(sample=_parts(output)[0]) if kwargs["return_dict"] else output
 
@@ -86,15 +87,33 @@ class ByHand:
 
         return by_hand
 
+    def _weigh(
+        self, transformer: str, latents: torch.Tensor, compute: Callable[[], Any]
+    ) -> Streams:
+        """Compute and store if need be; then weigh what is stored, and the latents."""
+        kept = self.residuals[transformer, self.branch, OUTPUT]
+        weights = self.plan.weights[self.step].tolist()
+        planned = self.plan.actions[self.step, 0] == COMPUTE
+        # the second of two transformers has nothing stored when its turn comes
+        begins = not planned and not kept
+        if planned or begins:
+            kept.append(_parts(compute()))
+        if begins or any(weights[len(kept) : HISTORY]):
+            weights = [1.0, 0.0, 0.0, 0.0]
+        sums = []
+        for parts in zip(*reversed(kept[-HISTORY:]), strict=True):
+            pairs = zip(weights[:HISTORY], parts, strict=False)
+            sums.append(sum(weight * part for weight, part in pairs))
+        if weights[HISTORY]:
+            channels = latents.shape[1]
+            ahead = sums[0][:, :channels] + weights[HISTORY] * latents
+            sums[0] = torch.cat([ahead, sums[0][:, channels:]], dim=1)
+        return tuple(sums)
+
     def _act(
-        self,
-        transformer: str,
-        name: str,
-        column: int,
-        streams: Streams | None,
-        compute: Callable[[], Any],
+        self, transformer: str, name: str, column: int, streams: Streams, compute: Callable[[], Any]
     ) -> Any:
-        """Compute and store, or add what was stored to the streams; without streams, replace."""
+        """Compute and store, or add what was stored to the streams."""
         mixed_up = self.mixed_up and name not in self.family.text_blocks
         key = transformer, 0 if mixed_up else self.branch, name
         kept, action = self.residuals[key], self.plan.actions[self.step, column]
@@ -102,8 +121,7 @@ class ByHand:
         if action == COMPUTE or not kept:
             output = compute()
             parts = _parts(output)
-            given = streams or tuple(torch.zeros_like(part) for part in parts)
-            kept.append(tuple(part - was for part, was in zip(parts, given, strict=True)))
+            kept.append(tuple(part - was for part, was in zip(parts, streams, strict=True)))
             self.outputs[key].append(parts)
             return output
         latest, beta = kept[-1], float(self.plan.coefficients[self.step, column])
@@ -112,8 +130,6 @@ class ByHand:
         else:
             pairs = zip(latest, kept[-2], strict=True)
             stored = tuple(a + beta * (a - p) for a, p in pairs)
-        if streams is None:
-            return stored
         if mixed_up:
             stored = tuple(_same_for_all(s, to) for s, to in zip(stored, streams, strict=True))
         result = tuple(to + s for to, s in zip(streams, stored, strict=True))
