@@ -9,6 +9,7 @@ import synthetic_traces
 import torch
 from synthetic_traces import MODEL, NUM_BLOCKS, NUM_STEPS, write_trace_set
 
+import policy_training.damage
 from foresight.config import UserError
 from foresight.plan import Plan, plain_weights
 from foresight.policies.damage import DamageModel
@@ -224,7 +225,9 @@ def test_fitting_the_damage_model_lowers_the_loss_of_roll_outs(traces):
         assert torch.equal(one, other)
 
 
-def test_a_damage_model_that_made_the_errors_is_found_again(traces):
+def test_a_damage_model_that_made_the_errors_is_found_again(traces, monkeypatch):
+    """By data alone; what little a few roll-outs say is held back by the prior otherwise."""
+    monkeypatch.setattr(policy_training.damage, "PRIOR", 30.0)
     groups = gather_rollouts(make_buckets(load_generations([traces])))
     true, fitted = DamageModel(), DamageModel()
     with torch.no_grad():
@@ -235,6 +238,17 @@ def test_a_damage_model_that_made_the_errors_is_found_again(traces):
     with torch.no_grad():
         assert damage_loss(fitted, groups) < 0.01 * before
     assert fitted.curve.tolist() == pytest.approx(true.curve.tolist(), abs=0.1)
+
+
+def test_few_roll_outs_move_the_damage_model_less_than_many(traces):
+    groups = gather_rollouts(make_buckets(load_generations([traces])))
+    groups = [
+        g._replace(log_final_error=g.runs.log_energy.new_full((len(g.psnr),), 5)) for g in groups
+    ]
+    few, many = DamageModel(), DamageModel()
+    fit_damage(few, groups)
+    fit_damage(many, groups * 20)
+    assert 0 < few.curve.norm() < many.curve.norm()
 
 
 def test_errors_that_say_nothing_new_leave_the_damage_model_where_it_was(traces):
