@@ -57,7 +57,7 @@ class LearnedPolicy(Policy):
         self.speedup = 2.0
         self.quality: float | None = None
         self._confidence = 0.9
-        self._known: dict[tuple[bytes, bytes, int], np.ndarray] = {}
+        self._known: dict[tuple[int | bytes, ...], np.ndarray] = {}
 
     @property
     def setting(self) -> str:
@@ -228,7 +228,8 @@ class LearnedPolicy(Policy):
     def _energies(self, generation: Generation, longest: int) -> np.ndarray:
         """What runs leave on average; the same for all generations of one solver and step count."""
         solver = _solver(generation)
-        key = generation.sigmas.tobytes(), solver.response.tobytes(), longest
+        parts = generation.sigmas, solver.response, solver.decay
+        key = (longest, *(part.tobytes() for part in parts))
         if key not in self._known:
             self._known[key] = local_energies(self._reference(generation), solver, longest)
         return self._known[key]
