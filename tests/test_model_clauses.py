@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from transformers import T5EncoderModel
+from transformers import T5EncoderModel, UMT5EncoderModel
 
 from foresight.models import clips
 from foresight.models.architecture import TEXT_WIDTH, build_tokenizer
 from foresight.models.clauses import ClauseLoss
 from foresight.models.denoiser import make_optimizers
 from foresight.models.objectives import TEXT_LENGTH
+from foresight.models.recipes import RECIPES
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints/tiny-latte"
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+ENCODERS = {"tiny-latte": T5EncoderModel, "tiny-wan": UMT5EncoderModel}
 TEXT = "a red circle spins quickly and a blue star grows over a blue sky, the camera zooms in"
 PLACES = [0] * 5 + [1] * 5 + [2] * 4 + [3] * 6  # the last counts the end of the text
 
@@ -28,6 +30,10 @@ def tokenizer() -> Any:
 def tokenize(tokenizer: Any, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     read = tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt")
     return read.input_ids, read.attention_mask
+
+
+def load_encoder(name: str) -> torch.nn.Module:
+    return ENCODERS[name].from_pretrained(CHECKPOINTS / name / "text_encoder")
 
 
 def two_things(count: int) -> list[str]:
@@ -67,6 +73,22 @@ def test_words_that_know_their_clause_cost_less_than_words_that_do_not(tokenizer
     assert known < 0.25 * fit(loss, lambda: loss(unaware, ids, mask))
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_adds_a_tenth_of_the_clause_loss(name, monkeypatch):
+    torch.manual_seed(0)
+    pipe = RECIPES[name].build()
+    objective = RECIPES[name].objective(pipe)
+    latents = torch.randn(2, 4, 1, 16, 16)
+
+    def loss_when_clauses_cost(value: float) -> float:
+        monkeypatch.setattr(objective.clauses, "forward", lambda *_: torch.tensor(value))
+        return objective(latents, [TEXT] * 2, torch.Generator().manual_seed(0)).item()
+
+    with torch.no_grad():
+        more = loss_when_clauses_cost(5.0) - loss_when_clauses_cost(0.0)
+    assert more == pytest.approx(0.5, abs=1e-4)
+
+
 def test_padding_counts_for_nothing(tokenizer):
     ids, mask = tokenize(tokenizer, [TEXT])
     loss, embeds = ClauseLoss(tokenizer, TEXT_WIDTH), torch.randn(1, TEXT_LENGTH, TEXT_WIDTH)
@@ -74,17 +96,19 @@ def test_padding_counts_for_nothing(tokenizer):
     assert torch.equal(loss(embeds, ids, mask), loss(changed, ids, mask))
 
 
-def test_every_weight_has_one_optimizer():
-    encoder = T5EncoderModel.from_pretrained(CHECKPOINT / "text_encoder")
+@pytest.mark.parametrize(("name", "biases"), [("tiny-latte", 1), ("tiny-wan", 4)])
+def test_every_weight_has_one_optimizer(name, biases):
+    encoder = load_encoder(name)
     groups = [set(o.param_groups[0]["params"]) for o, _ in make_optimizers([encoder])]
     assert sum(map(len, groups)) == len(set().union(*groups)) == len(list(encoder.parameters()))
-    assert [parameter.shape for parameter in groups[1]] == [(32, 4)]
+    assert [parameter.shape for parameter in groups[1]] == biases * [(32, 4)]
 
 
 @torch.no_grad()
-def read_colours(tokenizer: Any, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the published encoder makes of the colours of things, and which thing's they are."""
-    encoder = T5EncoderModel.from_pretrained(CHECKPOINT / "text_encoder")
+def read_colours(
+    encoder: torch.nn.Module, tokenizer: Any, captions: list[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What an encoder makes of the colours of things, and which thing's they are."""
     ids, mask = tokenize(tokenizer, captions)
     colours = torch.tensor([tokenizer.convert_tokens_to_ids(f"▁{c}") for c in clips.COLOURS])
     places = ClauseLoss(tokenizer, TEXT_WIDTH).places(ids)
@@ -92,8 +116,9 @@ def read_colours(tokenizer: Any, captions: list[str]) -> tuple[torch.Tensor, tor
     return encoder(input_ids=ids, attention_mask=mask)[0][found], places[found]
 
 
-def test_the_published_encoder_tells_first_thing_from_second(tokenizer):
-    embeds, places = read_colours(tokenizer, two_things(400))
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_published_encoders_tell_first_thing_from_second(name, tokenizer):
+    embeds, places = read_colours(load_encoder(name), tokenizer, two_things(400))
     assert len(places) == 2 * 400
     probe = torch.nn.Linear(TEXT_WIDTH, 2)
     fit(probe, lambda: functional.cross_entropy(probe(embeds[:600]), places[:600]))

@@ -124,8 +124,9 @@ def test_the_pipeline_undoes_the_scale(wan, monkeypatch):
     torch.testing.assert_close(scale_latents(wan.vae, decoded[0]), denoised)
 
 
-def test_the_loss_is_zero_for_the_straight_path_and_sees_what_the_pipeline_passes(wan):
+def test_the_loss_is_zero_for_the_straight_path_and_sees_what_the_pipeline_passes(wan, monkeypatch):
     objective = FlowMatchingLoss(wan)
+    monkeypatch.setattr(objective.clauses, "forward", lambda *_: torch.zeros(()))
     latents, seen = torch.randn(64, LATENT_CHANNELS, 1, 2, 2), {}
 
     class Straight(torch.nn.Module):

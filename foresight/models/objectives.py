@@ -13,6 +13,8 @@ TEXT_LENGTH = 32  # no caption is longer; one length for one compiled graph
 class Objective(torch.nn.Module, abc.ABC):
     """Tokenizer, text encoder and transformer of a pipeline, and the loss that trains them.
 
+    A tenth of `ClauseLoss` comes on top of every denoiser's own, for captions with two things.
+
     Attributes:
         stills_per_clip: Frames of a clip that `stills` keeps.
     """
@@ -23,6 +25,7 @@ class Objective(torch.nn.Module, abc.ABC):
         super().__init__()
         self.tokenizer, self.text_encoder = pipe.tokenizer, pipe.text_encoder
         self.transformer = pipe.transformer
+        self.clauses = ClauseLoss(pipe.tokenizer, pipe.text_encoder.config.d_model)
 
     @abc.abstractmethod
     def stills(self, latents: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
@@ -32,6 +35,10 @@ class Objective(torch.nn.Module, abc.ABC):
         """Token ids and attention mask, padded to one length."""
         padding = {"padding": "max_length", "max_length": TEXT_LENGTH, "return_tensors": "pt"}
         return self.tokenizer(captions, **padding).to(device)
+
+    def clause_loss(self, embeds: torch.Tensor, read: Any) -> torch.Tensor:
+        """A tenth of `ClauseLoss` of embeddings (B, L, width) of what was read."""
+        return 0.1 * self.clauses(embeds, read.input_ids, read.attention_mask)
 
 
 def drop_captions(captions: list[str], rng: torch.Generator) -> list[str]:
@@ -50,8 +57,7 @@ class VelocityLoss(Objective):
     """v-prediction on a DDPM schedule, conditioned as LattePipeline does it.
 
     Low noise counts less, in the manner of min-SNR-5 weights (Hang et al. 2023); high noise, where
-    a small redundant latent decides what it shows, keeps its full weight. A tenth of `ClauseLoss`
-    comes on top, for captions with two things.
+    a small redundant latent decides what it shows, keeps its full weight.
 
     The pipeline cuts prompt and empty prompt at the prompt's length, so the same positions are
     attended here, through a mask over the padded batch.
@@ -61,7 +67,6 @@ class VelocityLoss(Objective):
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
-        self.clauses = ClauseLoss(pipe.tokenizer, pipe.text_encoder.config.d_model)
         self.register_buffer("alphas", pipe.scheduler.alphas_cumprod, persistent=False)
 
     def stills(self, latents: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
@@ -96,8 +101,7 @@ class VelocityLoss(Objective):
         snr = (alpha / (1 - alpha)).flatten()
         weight = (snr + 1).clamp(max=5.0) / (snr + 1)
         errors = (predicted.float() - target).pow(2).mean(dim=(1, 2, 3, 4))
-        clauses = self.clauses(embeds, read.input_ids, read.attention_mask)
-        return (weight * errors).mean() + 0.1 * clauses
+        return (weight * errors).mean() + self.clause_loss(embeds, read)
 
 
 class FlowMatchingLoss(Objective):
@@ -132,4 +136,5 @@ class FlowMatchingLoss(Objective):
             encoder_hidden_states=embeds,
             return_dict=False,
         )[0]
-        return (predicted.float() - (noise - latents)).pow(2).mean()
+        errors = (predicted.float() - (noise - latents)).pow(2)
+        return errors.mean() + self.clause_loss(embeds, tokens)

@@ -34,6 +34,7 @@ def main() -> None:
     recipe.work.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
     pipe = DiffusionPipeline.from_pretrained(args.start) if args.start else recipe.build()
+    objective = recipe.objective(pipe)  # what it draws must not depend on the VAE's steps
     train_vae(
         pipe.vae,
         recipe.work,
@@ -45,7 +46,7 @@ def main() -> None:
     )
     train_denoiser(
         pipe,
-        recipe.objective(pipe),
+        objective,
         recipe.work,
         steps=recipe.steps,
         image_steps=recipe.image_steps,

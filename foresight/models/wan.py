@@ -61,7 +61,7 @@ def build_pipeline() -> WanPipeline:
     tokenizer = build_tokenizer()
     tokenizer.model_max_length = TEXT_LENGTH
     vocabulary = len(tokenizer)
-    text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=vocabulary, num_layers=2, **TEXT_ENCODER))
+    text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=vocabulary, num_layers=4, **TEXT_ENCODER))
     transformer = WanTransformer3DModel(
         patch_size=(1, 4, 4),
         num_attention_heads=4,
