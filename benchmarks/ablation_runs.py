@@ -7,13 +7,11 @@ import numpy as np
 
 from benchmarks.ablation_steps import local_search
 from benchmarks.ablation_variants import Variant
-from foresight.blocks import find_blocks
 from foresight.evaluation import Video
 from foresight.pipeline import generate
 from foresight.plan import COMPUTE, Plan
 from foresight.policies.learned import LearnedPolicy
-from foresight.policies.multistep import with_first_latents
-from foresight.recorder import TraceRecorder
+from foresight.recorder import PredictionRecorder
 from foresight.rollout import roll_out
 from foresight.sketch import Sketcher
 
@@ -28,19 +26,18 @@ class Bench:
         video: Prompt, seed and configuration.
 
     Attributes:
-        own: (S + 1, S + 1) inner products of the uncached predictions and the first latents.
+        own: (S, S) inner products of the uncached predictions, on average 1 with themselves.
     """
 
     def __init__(self, pipe: Any, video: Video) -> None:
         self._pipe, self._video = pipe, video
-        blocks = len(find_blocks(pipe.transformer))
-        recorder = TraceRecorder(blocks, Sketcher(), video.config.guidance_scale)
+        self._seen = PredictionRecorder(Sketcher(), video.config.guidance_scale)
         self._reference = generate(
-            pipe, video.prompt.text, video.config, seed=video.seed, tap=recorder
+            pipe, video.prompt.text, video.config, seed=video.seed, tap=self._seen
         )
         self._generation = self._reference.generation
-        first = recorder.first_latents(self._generation.solver)
-        self.own = with_first_latents(recorder.grams()[1][1], first)
+        gram = self._seen.gram()
+        self.own = gram / np.diag(gram).mean()
         self._measured: dict[bytes, Row] = {}
 
     def planned(self, name: str, policy: LearnedPolicy, variant: Variant, speedup: float) -> Row:
@@ -77,7 +74,7 @@ class Bench:
         if key not in self._measured:
             video = self._video
             facts = (video.prompt.text, video.config, video.seed)
-            made = roll_out(self._pipe, *facts, plan, self._reference)
+            made = roll_out(self._pipe, *facts, plan, self._reference, self._seen)
             wanted = ("compute_fraction", "psnr", "final_error")
             self._measured[key] = {name: made[name] for name in wanted}
         return self._measured[key]

@@ -1,14 +1,13 @@
 """Other ways to choose the steps to compute, given how many."""
 
-import bisect
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
-from foresight.planner import shortest_path, shortest_paths
 from foresight.policies.fixed import warmup_length
 from foresight.policies.foresight import ForesightController, ForesightPolicy
+from foresight.policies.multistep import coordinates
 
 THRESHOLDS = np.geomspace(100, 0.01, 60)
 
@@ -29,26 +28,6 @@ def warmed_up_cadence(num_steps: int, count: int) -> np.ndarray:
     return np.isin(np.arange(num_steps), np.concatenate([np.arange(warmup), later]))
 
 
-def least_worst_run(weight: np.ndarray, count: int) -> np.ndarray:
-    """The plan whose worst run weighs least; of several, that of the least sum.
-
-    Args:
-        weight: (S, S, S + 1), see `shortest_path`.
-        count: Steps to compute.
-    """
-    levels = np.unique(weight[np.isfinite(weight)])
-
-    def up_to(level: int) -> np.ndarray:
-        return np.where(weight <= levels[level], weight, np.inf)
-
-    def feasible(level: int) -> bool:
-        *_, (least, _) = shortest_paths(up_to(level), count)
-        return bool(np.isfinite(least))
-
-    lowest = bisect.bisect_left(range(len(levels) - 1), True, key=feasible)
-    return shortest_path(up_to(lowest), count)
-
-
 def foresight_steps(own: np.ndarray, count: int) -> np.ndarray:
     """What Foresight's rule computes where the whole model is one block, bool (S,).
 
@@ -56,11 +35,10 @@ def foresight_steps(own: np.ndarray, count: int) -> np.ndarray:
     what comes closest if none does.
 
     Args:
-        own: (S + 1, S + 1) inner products of the uncached predictions, and of the first latents.
+        own: (S, S) inner products of the uncached predictions.
         count: Steps to compute.
     """
-    scale, axes = np.linalg.eigh(own[:-1, :-1])
-    outputs = torch.from_numpy(axes * np.sqrt(scale.clip(0)))  # (S, S) with these inner products
+    outputs = torch.from_numpy(coordinates(own))
     steps = len(outputs)
     warmup = warmup_length(None, steps)
     enough = [each for each in range(2, steps) if warmup + (steps - warmup) // each <= count]

@@ -5,24 +5,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.ablation_steps import (
-    evenly_spaced,
-    foresight_steps,
-    least_worst_run,
-    warmed_up_cadence,
-)
+from benchmarks.ablation_steps import evenly_spaced, foresight_steps, warmed_up_cadence
 from foresight.plan import Plan, plain_weights, skipped_runs
-from foresight.planner import shortest_path
+from foresight.planner import refine, shortest_paths
 from foresight.policies.base import Generation
-from foresight.policies.damage import gains_after
 from foresight.policies.learned import LearnedPolicy
-from foresight.policies.multistep import (
-    LONGEST_RUN,
-    doubts_at,
-    local_energies,
-    multistep_weights,
-    with_first_latents,
-)
+from foresight.policies.multistep import carry_out, coordinates, local_energies
+from foresight.policies.reaction import Reaction, gains_after
 from foresight.solver import Solver, euler_solver
 
 FULL = "full"
@@ -34,54 +23,74 @@ class Known:
     """What a variant decides from; S steps.
 
     Attributes:
-        gram: (S + 1, S + 1) inner products to be expected of predictions and first latents.
-        own: The same of this very generation, uncached.
+        path: (S, R) predictions to be expected of this prompt, see `carry_out`.
+        mean: (S, R) of the mean prompt, for which steps are chosen.
+        own: (S, S) inner products of those of this very generation, uncached.
         solver: Of the generation.
         sigmas: (S,) noise levels.
-        pace: (S, S + 1) how much more than usual runs leave, by the steps around them.
-        doubts: (S,) of predictions, see `doubts_at`.
-        gains: (S + 1,) what grows of that until the end.
-        power: How runs add up.
+        reaction: At these.
+        starts: (S, S) choices of 1, 2, ... S steps that the policy's search starts from.
+        steps: The policy's own choice of so many steps.
     """
 
-    gram: np.ndarray
+    path: np.ndarray
+    mean: np.ndarray
     own: np.ndarray
     solver: Solver
     sigmas: np.ndarray
-    pace: np.ndarray
-    doubts: np.ndarray
-    gains: np.ndarray
-    power: float
+    reaction: Reaction
+    starts: np.ndarray
+    steps: Callable[[int], np.ndarray]
 
     @classmethod
     def of(cls, policy: LearnedPolicy, generation: Generation, own: np.ndarray) -> "Known":
         """What a policy predicts of a generation, and its `own` inner products."""
-        damage = policy.model.damage
+        sigmas = np.asarray(generation.sigmas)
         return cls(
-            gram=policy._reference(generation),
+            path=policy.path(generation),
+            mean=policy._mean_path(generation),
             own=own,
-            solver=generation.solver or euler_solver(generation.sigmas),
-            sigmas=np.asarray(generation.sigmas),
-            pace=policy._pace(generation),
-            doubts=doubts_at(np.asarray(generation.sigmas)),
-            gains=gains_after(damage, generation.sigmas),
-            power=damage.power.item(),
+            solver=generation.solver or euler_solver(sigmas),
+            sigmas=sigmas,
+            reaction=policy.model.reaction.at(sigmas),
+            starts=policy._starts(generation),
+            steps=lambda count: policy._steps(generation, count),
         )
 
-    def energies(self, count: int) -> np.ndarray:
-        """What runs leave in the latents, (S, S, S + 1), as long as `count` steps may need them."""
-        longest = max(LONGEST_RUN, -(-len(self.sigmas) // count))
-        return local_energies(self.gram, self.solver, longest) * self.pace
 
-    def damage(self, count: int) -> np.ndarray:
-        """What runs add to the damage of a plan, (S, S, S + 1)."""
-        return (self.energies(count) * self.gains) ** self.power
+When = Callable[[Known, int], np.ndarray]  # a number of steps: which, bool (S,)
+How = Callable[[Known, np.ndarray], np.ndarray]  # which are computed: weights (S, HISTORY)
 
 
-def without_latents(known: Known) -> Known:
-    """The same of a generation whose first latents are not known."""
-    inner = with_first_latents(known.gram[:-1, :-1], np.zeros(len(known.gram)))
-    return dataclasses.replace(known, gram=inner)
+def learned_steps(known: Known, count: int) -> np.ndarray:
+    """As the policy chooses them."""
+    return known.steps(count)
+
+
+def learned_weights(known: Known, computed: np.ndarray) -> np.ndarray:
+    """As the policy weights them."""
+    return carry_out(known.path, known.solver, known.reaction, computed[None])[0][0]
+
+
+def least_summed(known: Known, count: int, gains: np.ndarray | float) -> np.ndarray:
+    """The choice whose runs, each by itself, leave least in sum; by the mean prompt."""
+    left = local_energies(known.mean, known.solver, len(known.sigmas)) * gains
+    *_, (_, computed) = shortest_paths(left, count)
+    return computed
+
+
+def searched_steps(known: Known, count: int) -> np.ndarray:
+    """As the policy chooses them, anew."""
+    start = least_summed(known, count, gains_after(known.solver, known.reaction))
+    return refine(
+        start, lambda choices: carry_out(known.mean, known.solver, known.reaction, choices)[1]
+    )
+
+
+def unmoved(known: Known) -> Known:
+    """The same of a model that does not answer latents that are off."""
+    nothing = Reaction(*(np.zeros_like(part) for part in known.reaction))
+    return dataclasses.replace(known, reaction=nothing)
 
 
 def uncorrected(known: Known) -> Known:
@@ -91,21 +100,8 @@ def uncorrected(known: Known) -> Known:
 
 def informed(known: Known) -> Known:
     """The same where what is expected is what comes."""
-    return dataclasses.replace(known, gram=known.own, pace=np.ones_like(known.pace))
-
-
-When = Callable[[Known, int], np.ndarray]  # a number of steps: which, bool (S,)
-How = Callable[[Known, np.ndarray], np.ndarray]  # which are computed: weights (S, HISTORY + 1)
-
-
-def learned_steps(known: Known, count: int) -> np.ndarray:
-    """As the policy chooses them."""
-    return shortest_path(known.damage(count), count)
-
-
-def learned_weights(known: Known, computed: np.ndarray) -> np.ndarray:
-    """As the policy weights them."""
-    return multistep_weights(known.gram, known.solver, computed, known.doubts)
+    own = coordinates(known.own)
+    return dataclasses.replace(known, path=own, mean=own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +165,8 @@ def forecasts(beta: Callable[[Known, int, int, int], float]) -> How:
 
 def least_squares(known: Known, step: int, latest: int, before: int) -> float:
     """How far v[s] lies along the last difference."""
-    difference = np.zeros(len(known.gram))
-    difference[[latest, before]] = 1, -1
-    along = known.gram @ difference
-    return (along[step] - along[latest]) / (difference @ along)
+    along = known.path[latest] - known.path[before]
+    return (known.path[step] - known.path[latest]) @ along / (along @ along)
 
 
 def extrapolated(known: Known, step: int, latest: int, before: int) -> float:
@@ -183,25 +177,9 @@ def extrapolated(known: Known, step: int, latest: int, before: int) -> float:
 
 PLANNED = {
     "plain reuse": Variant("its steps; the latest prediction as it is", how=plain),
-    "last two predictions": Variant(
-        "its steps; the third last is not read",
-        how=lambda known, computed: multistep_weights(
-            known.gram, known.solver, computed, known.doubts, 2
-        ),
-    ),
-    "one prediction": Variant(
-        "its steps; of predictions only the last is read",
-        how=lambda known, computed: multistep_weights(
-            known.gram, known.solver, computed, known.doubts, 1
-        ),
-    ),
-    "no doubts": Variant(
-        "its steps; predictions trusted as if nothing had been skipped before",
-        how=lambda known, computed: multistep_weights(known.gram, known.solver, computed),
-    ),
-    "no latents": Variant(
-        "its steps; latents are not weighted",
-        how=lambda known, computed: learned_weights(without_latents(known), computed),
+    "no reaction": Variant(
+        "its steps; weighted as if the model did not answer latents that are off",
+        how=lambda known, computed: learned_weights(unmoved(known), computed),
     ),
     "no correction": Variant(
         "its steps; those computed stay as they are, the others aim at their own prediction",
@@ -219,13 +197,13 @@ PLANNED = {
         "evenly spaced steps, learned weights",
         when=lambda known, count: evenly_spaced(len(known.sigmas), count),
     ),
-    "no gain": Variant(
-        "steps without the damage model: what runs leave adds up",
-        when=lambda known, count: shortest_path(known.energies(count), count),
+    "no search": Variant(
+        "steps whose runs leave least in sum, learned weights",
+        when=lambda known, count: known.starts[count - 1],
     ),
-    "worst run": Variant(
-        "steps whose worst run is least",
-        when=lambda known, count: least_worst_run(known.damage(count), count),
+    "no gain": Variant(
+        "the same steps, as if nothing grew or healed afterwards",
+        when=lambda known, count: least_summed(known, count, 1.0),
     ),
     "cadence": Variant("warm-up, then evenly spaced steps; learned weights", when=cadence),
     "cadence, plain reuse": Variant("the same steps, plain reuse", cadence, plain),
@@ -235,7 +213,7 @@ PLANNED = {
     "Foresight's steps, plain reuse": Variant("the same steps, plain reuse", foresight, plain),
     "own Gram matrix": Variant(
         "steps and weights from the uncached run itself: the prompt known perfectly",
-        when=lambda known, count: learned_steps(informed(known), count),
+        when=lambda known, count: searched_steps(informed(known), count),
         how=lambda known, computed: learned_weights(informed(known), computed),
     ),
 }

@@ -24,7 +24,7 @@ from foresight.sketch import Sketcher
 UNCACHED = "uncached"
 PROFILER = "profiler"
 SPEEDUPS = (1.5, 2.0, 3.0)
-WEIGHTS = (1.5, -0.6, 0.1, 0.02)  # like those that are learned; the time does not depend on them
+WEIGHTS = (1.5, -0.6, 0.1)  # like those that are learned; the time does not depend on them
 # Settings at which each skips something in ten steps; on random weights, what they decide means
 # nothing, and what deciding costs is what is wanted.
 REACTIVE = (
@@ -55,7 +55,7 @@ def whole_stack_plan(steps: int, speedup: float, num_blocks: int) -> Plan:
     computed[np.linspace(0, steps - 1, max(1, round(steps / speedup))).round().astype(int)] = True
     seen = np.cumsum(computed)
     weights = plain_weights(steps)
-    there = np.append(seen[:, None] > np.arange(HISTORY), np.ones((steps, 1), bool), axis=1)
+    there = seen[:, None] > np.arange(HISTORY)
     later = seen <= np.arange(steps)  # something was skipped by then
     weights[later] = np.where(there, WEIGHTS, 0)[later]
     return Plan.of_output(computed, weights, num_blocks)

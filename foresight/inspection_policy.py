@@ -13,9 +13,10 @@ from foresight.figures import ACTION_COLOURS, FAINT, INK, plan_figure
 from foresight.plan import ACTION_NAMES, COMPUTE
 from foresight.plotting import CYCLE, NOISE, heat_map, legend, rows_by_kind, tidy, title
 from foresight.policies.base import Generation
-from foresight.policies.damage import gains_after
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.network import config_features
+from foresight.policies.reaction import gains_after
+from foresight.solver import euler_solver
 
 PLAN_SPEEDUPS, PLAN_STEPS = (1.5, 2.0, 3.0), (30, 50)
 CHANGE_LAGS = (1, 2, 4, 8)
@@ -72,7 +73,8 @@ def neutral_generation(policy: LearnedPolicy, num_steps: int) -> Generation:
 
 def predicted_gain(policy: LearnedPolicy, generation: Generation) -> np.ndarray:
     """How far an error of the latents at each step reaches the video, as an amplitude: (S,)."""
-    return np.sqrt(gains_after(policy.model.damage, generation.sigmas)[:-1])
+    reaction = policy.model.reaction.at(generation.sigmas)
+    return np.sqrt(gains_after(euler_solver(generation.sigmas), reaction)[:-1])
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from foresight.plan import COMPUTE, HISTORY, Plan
+from foresight.plan import COMPUTE, Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,19 +15,17 @@ class OutputStep:
         action: COMPUTE, REUSE or FORECAST.
         weights: Of the predictions computed last, the latest first; where this step computes, that
             is its own.
-        latents: Weight of the latents that the step is given.
         keep: How many of the predictions, the latest first, later steps read.
     """
 
     action: int
     weights: tuple[float, ...]
-    latents: float
     keep: int
 
     @property
     def plain(self) -> bool:
         """Whether the latest prediction is returned as it is."""
-        return self.weights == (1.0,) and not self.latents
+        return self.weights == (1.0,)
 
 
 def compile_output_plan(plan: Plan) -> list[OutputStep]:
@@ -38,8 +36,8 @@ def compile_output_plan(plan: Plan) -> list[OutputStep]:
     steps: list[OutputStep] = []
     needed = 0  # by the steps after this one
     for action, row in reversed(list(zip(plan.actions[:, 0], plan.weights, strict=True))):
-        reads = int(np.flatnonzero(row[:HISTORY]).max(initial=0)) + 1
+        reads = int(np.flatnonzero(row).max(initial=0)) + 1
         weights = tuple(row[:reads].tolist())
-        steps.append(OutputStep(int(action), weights, float(row[HISTORY]), needed))
+        steps.append(OutputStep(int(action), weights, needed))
         needed = max(reads, needed) - (action == COMPUTE)
     return steps[::-1]

@@ -27,15 +27,15 @@ def skipped_runs(computed: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 
 def plain_weights(num_steps: int) -> np.ndarray:
-    """Weights (S, HISTORY + 1) of steps that return the latest prediction as it is."""
-    weights = np.zeros((num_steps, HISTORY + 1), np.float32)
+    """Weights (S, HISTORY) of steps that return the latest prediction as it is."""
+    weights = np.zeros((num_steps, HISTORY), np.float32)
     weights[:, 0] = 1
     return weights
 
 
 def _readable(weights: np.ndarray, computed: np.ndarray) -> np.ndarray:
     """Whether steps (S,) have what their weights ask for, given how often was computed by then."""
-    unread = weights[:, :HISTORY] == 0
+    unread = weights == 0
     return (unread | (computed[:, None] > np.arange(HISTORY))).all(axis=1)
 
 
@@ -51,9 +51,9 @@ class Plan:
             plans at the output.
         at_output: The whole model is one unit: where it is skipped no block runs, and what stands
             in is a prediction of the model instead of the blocks' residuals.
-        weights: float32 (S, HISTORY + 1), for plans at the output; what a step returns is
-            `w[0] * v[a] + w[1] * v[p] + w[2] * v[q] + w[3] * x`: a, p, q are the steps computed
-            last (a is the step itself where it is computed) and x the latents that it is given.
+        weights: float32 (S, HISTORY), for plans at the output; what a step returns is
+            `w[0] * v[a] + w[1] * v[p] + w[2] * v[q]`: a, p, q are the steps computed last (a is
+            the step itself where it is computed).
 
     Raises:
         ValueError: If shapes differ, an action needs a residual that no earlier step computed,
@@ -63,7 +63,7 @@ class Plan:
     actions: np.ndarray
     coefficients: np.ndarray
     at_output: bool = False
-    weights: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, HISTORY + 1)))
+    weights: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, HISTORY)))
 
     def __post_init__(self) -> None:
         if self.actions.ndim != 2 or self.actions.shape != self.coefficients.shape:
@@ -75,8 +75,8 @@ class Plan:
             raise ValueError("blocks cannot differ in a plan at the output")
         if not len(self.weights):
             object.__setattr__(self, "weights", plain_weights(len(self.actions)))
-        if self.weights.shape != (len(self.actions), HISTORY + 1):
-            raise ValueError(f"`weights` {self.weights.shape} must be (steps, {HISTORY + 1})")
+        if self.weights.shape != (len(self.actions), HISTORY):
+            raise ValueError(f"`weights` {self.weights.shape} must be (steps, {HISTORY})")
         if self.actions.max(initial=0) > FORECAST:
             raise ValueError(f"`actions` has values above {FORECAST}")
         before = np.cumsum(self.actions == COMPUTE, axis=0) - (self.actions == COMPUTE)
@@ -137,7 +137,7 @@ class Plan:
 
         Args:
             computed: bool (S,).
-            weights: (S, HISTORY + 1), see `Plan`.
+            weights: (S, HISTORY), see `Plan`.
             num_blocks: N.
         """
         weights = weights.astype(np.float32)

@@ -1,25 +1,17 @@
-"""The planner: which steps to compute for a budget, as an exact shortest path."""
+"""The planner: which steps to compute for a budget.
 
-from collections.abc import Iterator
+A shortest path over what runs of skipped steps add up to, then a local search on what they do
+together.
+"""
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from foresight.config import UserError
 
-
-def shortest_path(weight: np.ndarray, num_computed: int) -> np.ndarray:
-    """The steps to compute that minimise the summed weight, given how many.
-
-    Args:
-        weight: (S, S, S + 1); what it costs to compute two steps, then a third and to skip all in
-            between, see `local_energies`.
-        num_computed: K, between 1 and S.
-
-    Returns:
-        bool (S,), True where computed; step 0 always is.
-    """
-    *_, (_, computed) = shortest_paths(weight, num_computed)
-    return computed
+REACH = 2  # steps that a local search moves a computed one by
+GAIN_WORTHWHILE = 1e-3  # relative
 
 
 def shortest_paths(weight: np.ndarray, most: int) -> Iterator[tuple[float, np.ndarray]]:
@@ -54,6 +46,39 @@ def shortest_paths(weight: np.ndarray, most: int) -> Iterator[tuple[float, np.nd
             computed[latest] = True
             latest, gap = latest - gap, chosen[latest - gap, gap]
         yield least, computed
+
+
+def refine(computed: np.ndarray, energies: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Move computed steps by one or two for as long as it helps, always by the best such move.
+
+    Args:
+        computed: bool (S,), where to start; step 0 stays computed.
+        energies: What C choices (C, S) cost, (C,).
+
+    Returns:
+        bool (S,), with as many computed steps.
+    """
+    least = energies(computed[None])[0]
+    while True:
+        moves = _moves(computed)
+        if not len(moves):
+            return computed
+        found = energies(moves)
+        if found.min() >= (1 - GAIN_WORTHWHILE) * least:
+            return computed
+        computed, least = moves[found.argmin()], found.min()
+
+
+def _moves(computed: np.ndarray) -> np.ndarray:
+    """Choices (C, S) that differ by one step, which is computed up to `REACH` earlier or later."""
+    steps = np.arange(len(computed))
+    origin, target = np.meshgrid(steps, steps, indexing="ij")
+    near = (abs(origin - target) <= REACH) & (origin > 0) & (target > 0)
+    origin, target = np.nonzero(near & computed[:, None] & ~computed)
+    moves = np.repeat(computed[None], len(origin), axis=0)
+    row = np.arange(len(origin))
+    moves[row, origin], moves[row, target] = False, True
+    return moves
 
 
 def _banded(weight: np.ndarray) -> np.ndarray:

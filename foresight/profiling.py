@@ -156,7 +156,7 @@ def profile(
             else:
                 kind = "policy"
                 plan = policy.at(rng.uniform(*POLICY_SPEEDUPS)).begin(plain.generation)
-            row = roll_out(pipe, prompt.text, config, run_seed, plan, plain)
+            row = roll_out(pipe, prompt.text, config, run_seed, plan, plain, recorder.predictions)
             rows.append({**shared, "kind": kind, **row})
         traces.add(number, trace, rows)
     return traces
@@ -188,7 +188,6 @@ def _trace(
         "gram": gram,
         "group_names": ["stack", "output"],
         "group_gram": group_gram,
-        "first_latents": recorder.first_latents(plain.generation.solver),
         "output_norm": output_norm,
         **dataclasses.asdict(timing),
     }

@@ -7,11 +7,89 @@ import torch
 
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
-from foresight.solver import Solver
 
 Tensors = tuple[torch.Tensor, ...]
-LATENTS_TOLERANCE = 0.01  # how far, relatively, latents may be from what the solver says
 Layout = tuple[int, int]  # which of a block's streams, and how many numbers it holds
+
+
+class PredictionRecorder:
+    """Sketches the model's predictions and the latents it was given.
+
+    Args:
+        sketcher: Two recorders that are to be compared share one.
+        guidance_scale: Of the generation.
+    """
+
+    def __init__(self, sketcher: Sketcher, guidance_scale: float = 1.0) -> None:
+        self.sketcher, self._guidance_scale = sketcher, guidance_scale
+        self._outputs: dict[tuple[int, int], torch.Tensor] = {}
+        self._latents: dict[int, torch.Tensor] = {}
+
+    def __call__(
+        self, step: int, branch: int, block: int, streams: Tensors, outputs: Tensors
+    ) -> None:
+        """Sketch what the model was given and predicts; pass it as the `tap` of a session."""
+        if block != MODEL:
+            return
+        self._outputs[step, branch] = self._predicted(streams[0], outputs[0])
+        if branch == 0 and _alike(streams[0], outputs):
+            seen = streams[0][: len(streams[0]) // self._copies(streams[0])]
+            self._latents[step] = self.sketcher(seen.float().reshape(1, -1))[0]
+
+    def _predicted(self, latents: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        """Sketch of the prediction, guided if both CFG branches are in the batch."""
+        if prediction.ndim == latents.ndim:  # some predict a variance behind it
+            prediction = prediction[:, : latents.shape[1]]
+        prediction = prediction.float()
+        if self._copies(prediction) == 2:
+            without, with_prompt = prediction.chunk(2)
+            prediction = without + self._guidance_scale * (with_prompt - without)
+        return self.sketcher(prediction.reshape(1, -1))[0]
+
+    def _copies(self, batch: torch.Tensor) -> int:
+        """How many CFG branches are in the batch."""
+        return 2 if self._guidance_scale > 1 and len(batch) % 2 == 0 else 1
+
+    def gram(self) -> np.ndarray:
+        """Inner products (S, S) of the guided predictions of a run that computed every step."""
+        return sum(((each @ each.mT).numpy() for each in self._guided()), np.zeros(()))
+
+    def reaction(self, plain: "PredictionRecorder", num_steps: int) -> np.ndarray:
+        """How far this run was off the uncached one, (S, 3).
+
+        Per step, over the mean energy of uncached predictions: the energy by which latents were
+        off, its inner product with what the prediction was off by, and the energy of that. Zeros
+        where nothing was computed, and where latents and predictions differ in form.
+        """
+        found = np.zeros((num_steps, 3))
+        predictions, usual = self._guided(), plain._guided()
+        if len(usual) > 1:
+            return found
+        steps = sorted({step for step, _ in self._outputs})
+        scale = usual[0].square().sum(dim=1).mean()
+        for place, step in enumerate(steps):
+            if step in self._latents and step in plain._latents:
+                given = (self._latents[step] - plain._latents[step]).double().cpu()
+                answer = predictions[0][place] - usual[0][step]
+                pairs = ((given, given), (given, answer), (answer, answer))
+                found[step] = [float(one @ other / scale) for one, other in pairs]
+        return found
+
+    def _guided(self) -> list[torch.Tensor]:
+        """Sketches (steps, width) of the guided prediction; branches apart begin with the prompt's.
+
+        Of the steps that were computed, in order.
+        """
+        steps = sorted({step for step, _ in self._outputs})
+        branches = 1 + max(branch for _, branch in self._outputs)
+        outputs = [
+            torch.stack([self._outputs[step, branch] for step in steps]).double().cpu()
+            for branch in range(branches)
+        ]
+        if branches == 2:
+            with_prompt, without = outputs
+            outputs = [without + self._guidance_scale * (with_prompt - without)]
+        return outputs
 
 
 class TraceRecorder:
@@ -26,9 +104,7 @@ class TraceRecorder:
 
     def __init__(self, num_blocks: int, sketcher: Sketcher, guidance_scale: float = 1.0) -> None:
         self._sketcher, self._num_blocks = sketcher, num_blocks
-        self._guidance_scale = guidance_scale
-        self._outputs: dict[tuple[int, int], torch.Tensor] = {}
-        self._latents: list[torch.Tensor] = []
+        self.predictions = PredictionRecorder(sketcher, guidance_scale)
         self._sketches: dict[tuple[int, int, int], dict[Layout, torch.Tensor]] = {}
         self._norms: dict[tuple[int, int, int], torch.Tensor] = {}
         self._transposed: dict[int, bool] = {0: False}
@@ -40,10 +116,7 @@ class TraceRecorder:
     ) -> None:
         """Sketch what a block added to its streams, or the model's prediction."""
         if block == MODEL:
-            self._outputs[step, branch] = self._predicted(streams[0], outputs[0])
-            if branch == 0 and len(self._latents) == step and _weighable(streams[0], outputs):
-                seen = streams[0][: len(streams[0]) // self._copies(streams[0])]
-                self._latents.append(self._sketcher(seen.float().reshape(1, -1))[0])
+            self.predictions(step, branch, block, streams, outputs)
             return
         if block == 0:
             self._reference = streams[0].shape
@@ -60,20 +133,6 @@ class TraceRecorder:
             sketch = self._sketcher(residual.reshape(1, -1))[0]
             self._sketches[key][number, residual.numel()] = sketch
         self._norms[key] = torch.stack([out.float().square().sum() for out in outputs]).sum()
-
-    def _predicted(self, latents: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
-        """Sketch of the prediction, guided if both CFG branches are in the batch."""
-        if prediction.ndim == latents.ndim:  # some predict a variance behind it
-            prediction = prediction[:, : latents.shape[1]]
-        prediction = prediction.float()
-        if self._copies(prediction) == 2:
-            without, with_prompt = prediction.chunk(2)
-            prediction = without + self._guidance_scale * (with_prompt - without)
-        return self._sketcher(prediction.reshape(1, -1))[0]
-
-    def _copies(self, batch: torch.Tensor) -> int:
-        """How many CFG branches are in the batch."""
-        return 2 if self._guidance_scale > 1 and len(batch) % 2 == 0 else 1
 
     def _turned(self, block: int, stream: torch.Tensor) -> bool:
         """Whether this block sees the transposed layout, given that of the block before."""
@@ -117,50 +176,12 @@ class TraceRecorder:
                 energy[block] += torch.stack(norms).cpu().numpy()
             stack_gram += sum((total @ total.mT).numpy() for total in stack.values())
         scale = energy.mean(axis=1)
-        output_gram = self._output_gram()
+        output_gram = self.predictions.gram()
         groups = np.stack([stack_gram / scale[-1], output_gram / np.diag(output_gram).mean()])
         return gram / scale[:, None, None], groups, np.sqrt(energy)
 
-    def first_latents(self, solver: Solver | None) -> np.ndarray:
-        """Inner products of the first latents with each output, then with themselves, (S + 1,).
 
-        In the units of the output's Gram matrix. Zeros if latents are not to be weighted with
-        predictions: where they differ in form, or are not what the solver makes of predictions.
-        """
-        outputs = self._guided()
-        output, steps = outputs[0], len(outputs[0])
-        nothing = np.zeros(steps + 1)
-        if solver is None or not solver.decay.any():
-            return nothing
-        if len(outputs) > 1 or len(self._latents) != steps:
-            return nothing
-        seen = torch.stack(self._latents).double().cpu()
-        basis = torch.cat([output, seen[:1]])
-        ways = np.block([solver.response.T, solver.decay[:, None]])[:-1]
-        missed = torch.from_numpy(ways) @ basis - seen[1:]
-        if missed.norm() > LATENTS_TOLERANCE * seen.norm():
-            return nothing
-        return (basis @ seen[0] / output.square().sum(dim=1).mean()).numpy()
-
-    def _output_gram(self) -> np.ndarray:
-        """(S, S) of the guided prediction."""
-        return sum(((output @ output.mT).numpy() for output in self._guided()), np.zeros(()))
-
-    def _guided(self) -> list[torch.Tensor]:
-        """Sketches (S, width) of the guided prediction; branches apart begin with the prompt's."""
-        steps = 1 + max(step for step, _ in self._outputs)
-        branches = 1 + max(branch for _, branch in self._outputs)
-        outputs = [
-            torch.stack([self._outputs[step, branch] for step in range(steps)]).double().cpu()
-            for branch in range(branches)
-        ]
-        if branches == 2:
-            with_prompt, without = outputs
-            outputs = [without + self._guidance_scale * (with_prompt - without)]
-        return outputs
-
-
-def _weighable(latents: torch.Tensor, outputs: Tensors) -> bool:
+def _alike(latents: torch.Tensor, outputs: Tensors) -> bool:
     """Whether a prediction and latents have one form, but for channels behind the prediction."""
     shape, channels = outputs[0].shape, latents.shape[1]
     alike = (shape[0], *shape[2:]) == (latents.shape[0], *latents.shape[2:])

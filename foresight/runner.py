@@ -109,7 +109,7 @@ class PlannedBranch(Branch):
             return super().model(forward, args, kwargs)
         if whole.action != COMPUTE:
             self.executed[:] = bytes([whole.action]) * len(self.executed)
-            value = _combine(whole, self.predictions, args, kwargs)
+            value = _combine(whole, self.predictions)
             del self.predictions[whole.keep :]
             return self._rebuild(value)
         output = super().model(forward, args, kwargs)
@@ -120,7 +120,7 @@ class PlannedBranch(Branch):
         self.predictions = [*kept, *self.predictions][: whole.keep]
         if whole.plain:
             return output
-        return self._rebuild(_combine(whole, seen, args, kwargs))
+        return self._rebuild(_combine(whole, seen))
 
     def block(self, index: int, forward: Callable, args: tuple, kwargs: dict) -> Any:
         """Run a block, or stand in for it, as planned."""
@@ -238,17 +238,10 @@ class Model:
         return self.programs[step]
 
 
-def _combine(step: OutputStep, predictions: list[Tensors], args: tuple, kwargs: dict) -> Tensors:
-    """The weighted sum of predictions, part by part, and of the latents that the model is given.
-
-    Some models predict more channels than their latents have, a variance behind them.
-    """
+def _combine(step: OutputStep, predictions: list[Tensors]) -> Tensors:
+    """The weighted sum of predictions, part by part."""
     parts = zip(*predictions[: len(step.weights)], strict=True)
-    total = tuple(_weighted(step.weights, part) for part in parts)
-    if step.latents:
-        latents = stream_of(args, kwargs)
-        total[0][:, : latents.shape[1]].add_(latents, alpha=step.latents)
-    return total
+    return tuple(_weighted(step.weights, part) for part in parts)
 
 
 def _weighted(weights: tuple[float, ...], tensors: Tensors) -> torch.Tensor:

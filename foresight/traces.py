@@ -38,7 +38,6 @@ TRACE_SCHEMA = pa.schema(
         "gram": _STACK,
         "group_names": pa.list_(pa.string()),
         "group_gram": _STACK,
-        "first_latents": _VECTOR,
         "output_norm": _MATRIX,
         "block_seconds": _VECTOR,
         "overhead_seconds": pa.float32(),
@@ -60,6 +59,7 @@ ROLLOUT_SCHEMA = pa.schema(
         "compute_fraction": pa.float32(),
         "final_error": pa.float32(),
         "psnr": pa.float32(),
+        "reaction": _MATRIX,
     }
 )
 _CARD = """---
@@ -78,10 +78,10 @@ denoising trajectory: {generations} generations of {prompts} prompts in {configs
 
 `gram[b, i, j]` is the inner product of block b's residuals at steps i and j, estimated from
 sketches of {sketch_width} numbers, divided by the mean squared norm of the block's output.
-`group_gram` is the same for the whole stack's summed residual and for the model's output;
-`first_latents` are the inner products of the first latents with each output, then with themselves.
+`group_gram` is the same for the whole stack's summed residual and for the model's output.
 The `rollouts` configuration holds plans (0 compute, 1 reuse, 2 forecast) that were run on these
-generations, and the error they left.
+generations, and the error they left; `reaction[s]` says how far latents and prediction were off at
+step s: energy, inner product, energy.
 
     datasets.load_dataset("parquet", data_dir=THIS_FOLDER)
 """

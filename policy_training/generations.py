@@ -35,8 +35,6 @@ class Bucket:
     """(G, E, S, S); entity 0 is the model's output, entity 1 + b block b."""
     sigmas: Tensor
     """(G, S) noise level of each step."""
-    first: Tensor
-    """(G, S + 1) inner products of the first latents with each output, then with themselves."""
     solvers: list[Solver]
     """Of each generation."""
     embedding: Tensor
@@ -58,10 +56,10 @@ def load_generations(dirs: Sequence[Path]) -> list[ProfiledGeneration]:
         traces = TraceSet.open(folder)
         rollouts: dict[str, list[dict[str, Any]]] = {}
         for row in traces.rollouts:
-            _check_columns(row, {"weights"}, folder)
+            _check_columns(row, {"weights", "reaction"}, folder)
             rollouts.setdefault(row["generation_id"], []).append(row)
         for trace in traces.traces:
-            _check_columns(trace, {"decay", "first_latents"}, folder)
+            _check_columns(trace, {"decay"}, folder)
             if generations and not _same_model(trace, generations[0].trace):
                 raise UserError(
                     f"{folder} was profiled on another model than {dirs[0]}; "
@@ -165,7 +163,6 @@ def make_buckets(
             Bucket(
                 gram=torch.from_numpy(np.stack(grams)).float(),
                 sigmas=torch.from_numpy(np.stack([t["sigmas"] for t in traces])).float(),
-                first=torch.from_numpy(np.stack([t["first_latents"] for t in traces])).float(),
                 solvers=[_solver(t) for t in traces],
                 embedding=torch.from_numpy(np.stack([e for _, e in members])).float(),
                 features=torch.tensor([config_features(configuration(t)) for t in traces]),

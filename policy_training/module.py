@@ -10,16 +10,17 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from foresight.policies.learned import mean_pace
+from foresight.policies.learned import stretched
+from foresight.policies.multistep import carry_out
 from foresight.policies.network import ReuseModel
 from policy_training import figures
 from policy_training.baselines import Predictions, score
 from policy_training.calibration import SafeProbability
 from policy_training.config import TrainConfig
-from policy_training.damage import fit_damage, log_damage
 from policy_training.dataset import BATCHES_PER_EPOCH, Queries, TraceData, concatenate
 from policy_training.labels import forecast_error, safe_to_reuse
-from policy_training.rollouts import Rollouts, gather_runs
+from policy_training.reaction import fit_reaction
+from policy_training.rollouts import Rollouts
 
 FIGURES_EVERY = 8
 
@@ -52,7 +53,7 @@ class ReuseTraining(lightning.LightningModule):
 
     @classmethod
     def for_data(cls, config: TrainConfig, data: TraceData) -> "ReuseTraining":
-        """A fresh network; its inputs and its damage model are fitted to the training side."""
+        """A fresh network; its inputs, kernel and reaction are fitted to the training side."""
         buckets = data.train_buckets
         finest = max(buckets, key=lambda bucket: bucket.sigmas.shape[1])
         module = cls(
@@ -67,9 +68,8 @@ class ReuseTraining(lightning.LightningModule):
             torch.cat([bucket.embedding for bucket in buckets]),
             torch.cat([bucket.features for bucket in buckets]),
         )
-        module.model.fit_kernel(finest.sigmas[0], finest.gram.mean(dim=0), finest.first.mean(dim=0))
-        if data.train_rollouts:
-            fit_damage(module.model.damage, data.train_rollouts)
+        module.model.fit_kernel(finest.sigmas[0], finest.gram.mean(dim=0), finest.solvers[0])
+        fit_reaction(module.model.reaction, buckets, data.train_rollouts)
         return module
 
     def forward(self, queries: Queries) -> dict[str, Tensor]:
@@ -77,18 +77,18 @@ class ReuseTraining(lightning.LightningModule):
         context = self.model.context(queries.embedding, queries.features)
         return self.model(queries.entity, queries.levels, context)
 
-    @torch.no_grad()
     def predicted_damage(self, rollouts: Rollouts) -> Tensor:
-        """As a planner sees it: (R,) from predicted outputs, before anything is run."""
-        count = len(rollouts.computed)
-        expected = [self.model.reference(rollouts.sigmas).numpy()] * count
-        runs = gather_runs(expected, rollouts.solver, rollouts.computed, rollouts.weights)
-        context = self.model.context(rollouts.embedding, rollouts.features)
-        paces = self.model.log_pace(rollouts.sigmas, context).double().exp().numpy()
-        pace = torch.from_numpy(np.stack([mean_pace(each) for each in paces]))
-        usual = pace[runs.which, runs.latest, runs.following].log()
-        runs = runs._replace(log_energy=runs.log_energy + usual)
-        return log_damage(self.model.damage, rollouts, runs)
+        """Log error as a planner sees it, (R,): from predicted outputs, before anything is run."""
+        sigmas, solver = rollouts.sigmas.numpy(), rollouts.solver
+        mean, reaction = self.model.path(sigmas, solver), self.model.reaction.at(sigmas)
+        found = []
+        for which, computed in enumerate(rollouts.computed):
+            here = slice(which, which + 1)
+            known = rollouts.embedding[here], rollouts.features[here]
+            path = stretched(mean, self.model, sigmas, *known)
+            weights = rollouts.weights[here]
+            found.append(carry_out(path, solver, reaction, computed[None], weights)[1])
+        return torch.from_numpy(np.concatenate(found)).clamp(min=1e-30).log()
 
     def losses(self, queries: Queries, out: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalar losses of the dense part.
@@ -158,10 +158,8 @@ class ReuseTraining(lightning.LightningModule):
         return self.trainer.datamodule
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with one cycle of the learning rate; the damage model is fitted already."""
-        fitted = {id(parameter) for parameter in self.model.damage.parameters()}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in fitted]
-        optimizer = torch.optim.AdamW(rest, lr=self.hparams["lr"], weight_decay=0.01)
+        """AdamW with one cycle of the learning rate."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"], weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=self.hparams["lr"],

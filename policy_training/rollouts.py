@@ -1,4 +1,4 @@
-"""Roll-outs: executed plans, what their runs left in the latents, and the error of the video."""
+"""Roll-outs: executed plans, and the error of the video."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from foresight.plan import COMPUTE
-from foresight.policies.multistep import run_energies, with_first_latents
 from foresight.solver import Solver
 from policy_training.generations import Bucket
 
@@ -18,9 +17,9 @@ class Rollouts(NamedTuple):
     computed: np.ndarray
     """bool (R, S)"""
     weights: np.ndarray
-    """(R, S, HISTORY + 1), see `Plan`."""
-    runs: "Runs"
-    """What their runs left in the uncached generations that they are of."""
+    """(R, S, HISTORY), see `Plan`."""
+    grams: np.ndarray
+    """(R, S, S) inner products of the predictions of the uncached generations."""
     sigmas: Tensor
     """(S,)"""
     solver: Solver
@@ -32,19 +31,6 @@ class Rollouts(NamedTuple):
     """(R,) log of the measured error of the final latents."""
     psnr: Tensor
     """(R,) of the video, in dB."""
-
-
-class Runs(NamedTuple):
-    """B runs of skipped steps."""
-
-    which: Tensor
-    """(B,) whose."""
-    latest: Tensor
-    """(B,) the step computed last."""
-    following: Tensor
-    """(B,) the step computed next; S where the generation ends."""
-    log_energy: Tensor
-    """(B,) log of what they leave in the latents, see `run_energies`."""
 
 
 def gather_rollouts(buckets: list[Bucket]) -> list[Rollouts]:
@@ -72,36 +58,14 @@ def _stack(members: list[tuple[Bucket, int, dict[str, Any]]]) -> Rollouts:
     computed = np.stack([np.asarray(rollout["plan"])[:, 0] == COMPUTE for rollout in rollouts])
     weights = np.stack([np.asarray(rollout["weights"]) for rollout in rollouts])
     first, index = places[0]
-    grams = [
-        with_first_latents(bucket.gram[place, 0].double().numpy(), bucket.first[place].numpy())
-        for bucket, place in places
-    ]
     return Rollouts(
         computed=computed,
         weights=weights,
-        runs=gather_runs(grams, first.solvers[index], computed, weights),
+        grams=np.stack([bucket.gram[place, 0].double().numpy() for bucket, place in places]),
         sigmas=first.sigmas[index],
         solver=first.solvers[index],
         embedding=torch.stack([bucket.embedding[index] for bucket, index in places]),
         features=torch.stack([bucket.features[index] for bucket, index in places]),
         log_final_error=torch.tensor([float(r["final_error"]) for r in rollouts]).log(),
         psnr=torch.tensor([float(rollout["psnr"]) for rollout in rollouts]),
-    )
-
-
-def gather_runs(
-    grams: list[np.ndarray], solver: Solver, computed: np.ndarray, weights: np.ndarray
-) -> Runs:
-    """What the runs of R plans leave, given inner products (S + 1, S + 1) for each."""
-    found = [
-        (which, *run)
-        for which, gram in enumerate(grams)
-        for run in run_energies(gram, solver, computed[which], weights[which])
-    ]
-    which, latest, following, energy = zip(*found, strict=True)
-    return Runs(
-        torch.tensor(which),
-        torch.tensor(latest),
-        torch.tensor(following),
-        torch.tensor(energy, dtype=torch.float64).log(),
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from foresight.config import GenerationConfig, Prompt
-from foresight.plan import COMPUTE, HISTORY, REUSE, Plan
+from foresight.plan import COMPUTE, REUSE, Plan
 
 PROMPT = "a red circle moves left"
 STEPS = 10
@@ -76,7 +76,7 @@ class HandWrittenLatte:
             output = self.whole(hidden_states, timestep, encoder_hidden_states)
             self.outputs.insert(0, output)
         if self.plan.at_output:
-            output = weighted(self.plan.weights[self.step].tolist(), self.outputs, hidden_states)
+            output = weighted(self.plan.weights[self.step].tolist(), self.outputs)
         self.step += 1
         return (output,)
 
@@ -107,16 +107,10 @@ class HandWrittenLatte:
         return pixels.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)
 
 
-def weighted(weights, outputs: list[torch.Tensor], latents: torch.Tensor) -> torch.Tensor:
-    """What a step of a plan at the output returns; `outputs` has the latest first.
-
-    Latte predicts a variance behind what is weighted with the latents.
-    """
-    variance = torch.zeros_like(latents)
-    total = weights[HISTORY] * torch.cat([latents, variance], dim=1)
-    for weight, output in zip(weights[:HISTORY], outputs, strict=False):
-        total = total + weight * output
-    return total
+def weighted(weights, outputs: list[torch.Tensor]) -> torch.Tensor:
+    """What a step of a plan at the output returns; `outputs` has the latest first."""
+    pairs = zip(weights, outputs, strict=False)
+    return sum((weight * output for weight, output in pairs), torch.zeros(()))
 
 
 def sample_by_hand(pipe, plan: Plan, **settings) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from foresight.plan import COMPUTE, Plan
+from foresight.policies.reaction import Reaction
 from foresight.rollout import sample_plan
 from foresight.solver import Solver, euler_solver
 from foresight.traces import TraceSet
@@ -44,7 +45,6 @@ def trace(number: int, prompt: str, rng: np.random.Generator) -> dict[str, Any]:
     embedding = np.random.default_rng(list(prompt.encode())).normal(size=PROMPT_WIDTH)
     vectors = residuals(rng, restless=0.5 * np.exp(0.5 * embedding[0]))
     stack = vectors.sum(axis=0)
-    first = rng.normal(size=stack.shape[1])
     sigmas = np.linspace(0.99, 0.1, NUM_STEPS)
     return {
         "generation_id": f"{number:05d}",
@@ -66,7 +66,6 @@ def trace(number: int, prompt: str, rng: np.random.Generator) -> dict[str, Any]:
         "gram": np.einsum("bid,bjd->bij", vectors, vectors) / 32,
         "group_names": ["stack", "output"],
         "group_gram": np.repeat((stack @ stack.T)[None] / 64, 2, axis=0),
-        "first_latents": np.append(stack @ first, first @ first) / 64,
         "output_norm": np.ones((NUM_BLOCKS, NUM_STEPS)),
         "block_seconds": np.full(NUM_BLOCKS, 0.01),
         "overhead_seconds": 0.002,
@@ -77,29 +76,54 @@ def trace(number: int, prompt: str, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def final_error(row: dict[str, Any], plan: Plan) -> float:
-    """Squared distance of final latents under a plan from the uncached ones, by vectors."""
-    steps, first = len(row["sigmas"]), row["first_latents"]
-    gram = np.zeros((steps + 1, steps + 1))
-    gram[:steps, :steps] = row["group_gram"][1]
-    gram[steps], gram[:, steps] = first, first
-    values, axes = np.linalg.eigh(gram)
-    *outputs, latents = axes * np.sqrt(values.clip(0))  # with these inner products
-    sizes, done = np.diff(np.append(row["sigmas"], 0)), []
-    wanted = latents + sizes @ np.stack(outputs)
-    for step, output in enumerate(outputs):
+def reaction(sigmas: np.ndarray, persistence: float = 0.0) -> Reaction:
+    """How the made-up model answers latents that are off: a curve and a line over their level."""
+    level = np.log((1 - sigmas) / sigmas) / 2
+    gain, share = np.exp(0.2 - 0.5 * level + 0.1 * level**2), 0.3 + 0.2 * level
+    across = gain * np.sqrt(1 - share**2)
+    return Reaction(gain * share, persistence * across, np.sqrt(1 - persistence**2) * across)
+
+
+def run(
+    outputs: np.ndarray, sigmas: np.ndarray, plan: Plan, answer: Reaction
+) -> tuple[np.ndarray, np.ndarray]:
+    """A plan under flow matching, by vectors of two halves and of what is each step's own.
+
+    Args:
+        outputs: (S, d) uncached.
+        sigmas: (S,).
+        plan: At the output.
+        answer: Of the model.
+
+    Returns:
+        What the final latents are off by, and per step (S, 3) how far latents and the prediction
+        were off: energy, inner product, energy; zeros where nothing was computed.
+    """
+    steps, width = len(outputs), 2 * outputs.shape[1]
+    outputs = np.pad(np.concatenate([outputs, outputs], axis=1) / 2**0.5, ((0, 0), (0, steps)))
+    halves = np.repeat([1, -1, 0], [width // 2, width // 2, steps])
+    off, measured, done = np.zeros(width + steps), np.zeros((steps, 3)), []
+    for step, size in enumerate(np.diff(np.append(sigmas, 0))):
         if plan.actions[step, 0] == COMPUTE:
-            done.insert(0, output)
-        *weights, of_latents = plan.weights[step].tolist()
-        parts = [weight * each for weight, each in zip(weights, done, strict=False)]
-        latents = latents + sizes[step] * (sum(parts) + of_latents * latents)
-    return float(np.square(latents - wanted).sum())
+            missed = (answer.coherent[step] + answer.spread[step] * halves) * off
+            missed[width + step] += answer.fresh[step] * np.linalg.norm(off)
+            measured[step] = off @ off, off @ missed, missed @ missed
+            done.insert(0, outputs[step] + missed)
+        weighted = zip(plan.weights[step].tolist(), done, strict=False)
+        off = off + size * (sum(weight * each for weight, each in weighted) - outputs[step])
+    return off, measured
 
 
-def rollout(row: dict[str, Any], plan: Plan, rng: np.random.Generator) -> dict[str, Any]:
-    """A roll-out of a model that heals most of what a plan leaves in the latents."""
-    skipped = (plan.actions != 0).mean()
-    left = final_error(row, plan)
+def outputs_of(gram: np.ndarray) -> np.ndarray:
+    """Vectors with these inner products, (S, S)."""
+    values, axes = np.linalg.eigh(gram)
+    return axes * np.sqrt(values.clip(0))
+
+
+def rollout(row: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """A plan that was run on a generation."""
+    sigmas = row["sigmas"]
+    off, measured = run(outputs_of(row["group_gram"][1]), sigmas, plan, reaction(sigmas))
     return {
         "generation_id": row["generation_id"],
         "prompt": row["prompt"],
@@ -108,9 +132,10 @@ def rollout(row: dict[str, Any], plan: Plan, rng: np.random.Generator) -> dict[s
         "coefficients": plan.coefficients,
         "weights": plan.weights,
         "at_output": True,
-        "compute_fraction": 1 - skipped,
-        "final_error": 0.01 * left * rng.uniform(0.8, 1.2),
+        "compute_fraction": (plan.actions == COMPUTE).mean(),
+        "final_error": off @ off,
         "psnr": 30.0,
+        "reaction": measured,
     }
 
 
@@ -132,5 +157,5 @@ def write_trace_set(folder: Path, *, prompts: int = 6, seeds: int = 1, **changes
         row = trace(number, f"prompt {number % prompts}", rng)
         known = row, NUM_BLOCKS, solver(row["sigmas"])
         plans = [sample_plan("stack", rng, *known) for _ in range(2)]
-        traces.add(number, row | changes, [rollout(row, plan, rng) for plan in plans])
+        traces.add(number, row | changes, [rollout(row, plan) for plan in plans])
     return folder

@@ -26,14 +26,14 @@ from benchmarks.ablation_variants import (
     PLANNED,
     Known,
     Variant,
-    learned_steps,
     learned_weights,
 )
 from foresight.config import GenerationConfig, UserError
 from foresight.evaluation import Video
 from foresight.plan import plain_weights
 from foresight.policies.learned import LearnedPolicy
-from foresight.policies.multistep import local_energies
+from foresight.policies.multistep import carry_out, coordinates, local_energies
+from foresight.policies.reaction import Reaction, gains_after
 from foresight.solver import solver_of
 from policy_training.config import TrainConfig
 from policy_training.dataset import TraceData
@@ -54,24 +54,25 @@ def scheduler():
 
 @pytest.fixture
 def vectors(rng):
-    """Predictions (S, 16) that drift and turn, and the first latents."""
+    """Predictions (S, 16) that drift and turn."""
     turn = np.linspace(0, 1.5, STEPS)[:, None]
-    start, drift, bend, first = rng.normal(size=(4, 16))
+    start, drift, bend = rng.normal(size=(3, 16))
     wander = 0.01 * rng.normal(size=(STEPS, 16)).cumsum(axis=0)
-    return np.concatenate([np.cos(turn) * start + turn * drift + turn**3 * bend + wander, [first]])
+    return np.cos(turn) * start + turn * drift + turn**3 * bend + wander
 
 
 @pytest.fixture
-def known(vectors, rng):
+def known(vectors):
+    """The mean prompt goes half as far; what the policy would choose is known by its count."""
     return Known(
-        gram=vectors @ vectors.T,
+        path=vectors,
+        mean=vectors[:1] + (vectors - vectors[:1]) / 2,
         own=vectors @ vectors.T,
         solver=solver_of(scheduler()),
         sigmas=scheduler().sigmas.numpy()[:-1].astype(float),
-        pace=rng.uniform(0.5, 2, size=(STEPS, STEPS + 1)),
-        doubts=np.zeros(STEPS),
-        gains=rng.uniform(0.5, 2, size=STEPS + 1),
-        power=0.7,
+        reaction=Reaction(*np.outer([0.3, 0.2, 0.6], np.linspace(1, 0.2, STEPS))),
+        starts=np.tri(STEPS, dtype=bool),
+        steps=lambda count: np.arange(STEPS) % (STEPS // count) == 0,
     )
 
 
@@ -92,46 +93,30 @@ def runs_of(computed):
             yield previous, latest, after
 
 
-def stood_in_for(weights, vectors):
-    """Every skipped step as the scheduler meets it: what is held (4, 16), weighted, its truth."""
-    v, latents = vectors[:-1], torch.from_numpy(vectors[-1])
-    stepping, seen = scheduler(), []
-    for step, timestep in enumerate(stepping.timesteps):
-        if COMPUTED[step]:
-            seen.insert(0, v[step])
-        recent = [*seen[:3], *[np.zeros(16)] * (3 - len(seen))]
-        held = np.stack([*recent, latents.numpy()])
-        returned = weights[step] @ held
-        if not COMPUTED[step]:
-            yield held, returned, v[step]
-        latents = stepping.step(
-            torch.from_numpy(returned), timestep, latents.clone(), return_dict=False
-        )[0]
-
-
 def test_without_correction_each_stand_in_comes_as_close_as_can_be(known, vectors):
-    """Least squares bound it from below."""
-    weights = weights_of("no correction", known)
+    """To its own prediction; least squares bound it from below."""
+    untouched = dataclasses.replace(known, reaction=Reaction(*np.zeros((3, STEPS))))
+    weights = weights_of("no correction", untouched)
     assert (weights[COMPUTED] == plain_weights(1)).all()
-    for held, returned, truth in stood_in_for(weights, vectors):
-        best = held.T @ np.linalg.lstsq(held.T, truth, rcond=None)[0]
-        least, reuse = ((best - truth) ** 2).sum(), ((held[0] - truth) ** 2).sum()
+    for step in np.flatnonzero(~COMPUTED):
+        held = vectors[np.flatnonzero(COMPUTED[:step])[::-1][:3]].T
+        returned, truth = held @ weights[step, : held.shape[1]], vectors[step]
+        best = held @ np.linalg.lstsq(held, truth, rcond=None)[0]
+        least, reuse = ((best - truth) ** 2).sum(), ((held[:, 0] - truth) ** 2).sum()
         assert least <= ((returned - truth) ** 2).sum() <= least + 0.1 * reuse
 
 
-@pytest.mark.parametrize(
-    ("name", "unread"),
-    [
-        ("plain reuse", [1, 2, 3]),
-        ("last two predictions", [2]),
-        ("one prediction", [1, 2]),
-        ("no latents", [3]),
-        ("own Gram matrix", []),
-    ],
-)
-def test_stand_ins_read_what_they_are_left(known, name, unread):
-    read = (weights_of(name, known) != 0).any(axis=0)
-    assert np.flatnonzero(~read).tolist() == unread
+def test_plain_reuse_reads_the_latest_prediction_alone(known):
+    assert (weights_of("plain reuse", known) == plain_weights(STEPS)).all()
+    assert (weights_of("even spacing", known) != 0).any(axis=0).all()
+
+
+def test_without_a_reaction_weights_are_those_of_a_model_that_does_not_answer(known):
+    unmoved = Reaction(*np.zeros((3, STEPS)))
+    expected = carry_out(known.path, known.solver, unmoved, COMPUTED[None])[0][0]
+    found = weights_of("no reaction", known)
+    assert found == pytest.approx(expected)
+    assert np.abs(found - learned_weights(known, COMPUTED)).max() > 0.01
 
 
 def test_two_point_forecasts(known, vectors):
@@ -141,36 +126,56 @@ def test_two_point_forecasts(known, vectors):
     for step, latest, before in ((2, 1, 0), (4, 3, 1), (6, 5, 3), (7, 5, 3), (9, 8, 5)):
         along = (vectors[latest] - vectors[before])[:, None]
         (beta,) = np.linalg.lstsq(along, vectors[step] - vectors[latest], rcond=None)[0]
-        assert fitted[step] == pytest.approx([1 + beta, -beta, 0, 0], abs=1e-5)
+        assert fitted[step] == pytest.approx([1 + beta, -beta, 0], abs=1e-5)
         s, a, p = known.sigmas[[step, latest, before]]
         beta = (a - s) / (p - a)
-        assert line[step] == pytest.approx([1 + beta, -beta, 0, 0], abs=1e-5)
+        assert line[step] == pytest.approx([1 + beta, -beta, 0], abs=1e-5)
     assert (fitted[COMPUTED] == plain_weights(1)).all()
 
 
 @pytest.mark.parametrize("count", [3, 5, 7])
-@pytest.mark.parametrize(
-    ("name", "changed", "add_up"),
-    [("no gain", {"gains": np.ones(STEPS + 1), "power": 1.0}, sum), ("worst run", {}, max)],
-)
-def test_steps_are_the_best_of_all_choices(known, count, name, changed, add_up):
-    told = dataclasses.replace(known, **changed)
-    left = local_energies(known.gram, known.solver) * known.pace * told.gains
+def test_without_gains_steps_leave_least_in_sum_of_all_choices(known, count):
+    """For the mean prompt."""
+    left = local_energies(known.mean, known.solver, STEPS)
 
     def damage(computed):
-        return add_up(left[run] ** told.power for run in runs_of(computed))
+        return sum(left[run] for run in runs_of(computed))
 
-    chosen = PLANNED[name].when(known, count)
+    chosen = PLANNED["no gain"].when(known, count)
     assert chosen.sum() == count
     assert damage(chosen) == pytest.approx(min(map(damage, choices(count))))
 
 
-def test_one_who_expects_what_comes_plans_as_one_who_knows_it(known):
-    told = dataclasses.replace(known, pace=np.ones_like(known.pace))
-    own = PLANNED["own Gram matrix"]
-    assert (own.when(known, 5) == learned_steps(told, 5)).all()
-    other = dataclasses.replace(known, gram=np.eye(STEPS + 1))
-    assert own.how(other, COMPUTED) == pytest.approx(learned_weights(known, COMPUTED))
+def test_without_a_search_steps_are_those_that_it_starts_from(known):
+    assert PLANNED["no search"].when(known, 4).tolist() == [True] * 4 + [False] * 6
+    assert (PLANNED["plain reuse"].when(known, 5) == known.steps(5)).all()
+
+
+@pytest.mark.parametrize("count", [3, 5, 7])
+def test_one_who_expects_what_comes_leaves_less_of_it(known, vectors, count):
+    """No small move of one step leaves less of the own generation, nor does where it began."""
+    variant = PLANNED["own Gram matrix"]
+    misled = dataclasses.replace(known, path=np.eye(STEPS), mean=np.eye(STEPS))
+    chosen = variant.when(misled, count)
+    assert chosen.sum() == count
+
+    def left(computed):
+        facts = coordinates(known.own), known.solver, known.reaction
+        return carry_out(*facts, np.stack(computed))[1]
+
+    def is_move(other):
+        here, there = np.flatnonzero(chosen & ~other), np.flatnonzero(other & ~chosen)
+        return len(here) == 1 and abs(here - there)[0] <= 2
+
+    moved = [other for other in choices(count) if is_move(other)]
+    assert left([chosen])[0] <= left(moved).min() * 1.002
+    gains = gains_after(known.solver, known.reaction)
+    energies = local_energies(vectors, known.solver, STEPS) * gains
+    begun = min(choices(count), key=lambda each: sum(energies[run] for run in runs_of(each)))
+    assert left([chosen])[0] <= left([begun])[0]
+    assert variant.how(misled, COMPUTED) == pytest.approx(
+        learned_weights(known, COMPUTED), abs=1e-6
+    )
 
 
 def test_cadences():
@@ -196,7 +201,7 @@ def test_cadences():
 def test_foresight_decides_on_whole_steps(count, steps):
     """Along a line, by hand: 1 a step in the warm-up of three, 0.1 a step after it."""
     places = np.array([0, 1, 2, *(2 + 0.1 * np.arange(1, 8))])
-    own = np.pad(np.outer(places, places), (0, 1))
+    own = np.outer(places, places)
     assert np.flatnonzero(foresight_steps(own, count)).tolist() == steps
 
 
@@ -311,21 +316,18 @@ def test_nothing_changed_is_the_policy(bench, policy, speedup):
     assert plan.weights == pytest.approx(wanted.weights)
 
 
-def test_what_the_bench_records_is_the_generation(pipe, bench):
-    """Latents are a sum of the first and of predictions, so their inner products are known."""
+def test_what_the_bench_records_are_the_guided_predictions(pipe, bench):
     seen = []
-    handle = pipe.transformer.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append((args or list(kwargs.values()))[0][:1].flatten()),
-        with_kwargs=True,
+    handle = pipe.transformer.register_forward_hook(
+        lambda _, args, output: seen.append(output[0][:, :4].double())
     )
     Bench(pipe, VIDEO)
     handle.remove()
-    solver = bench._generation.solver
-    ways = np.block([solver.response.T, solver.decay[:, None]])[:-1]
-    found = ways @ bench.own @ ways.T
-    true = torch.stack(seen[1:]).double()
-    true = (true @ true.T / seen[0].double().square().sum()).numpy()
-    assert found / bench.own[-1, -1] == pytest.approx(true, rel=0.1)
+    guidance = PROFILED_CONFIG.guidance_scale
+    outputs = seen[-PROFILED_CONFIG.num_inference_steps :]
+    guided = torch.stack([(u + guidance * (c - u)).flatten() for u, c in outputs])
+    true = (guided @ guided.T / guided.square().sum(dim=1).mean()).numpy()
+    assert bench.own == pytest.approx(true, abs=0.1)
 
 
 def test_every_variant_computes_as_many_steps_and_the_search_no_worse(bench, policy):

@@ -19,6 +19,7 @@ from foresight.inspection_policy import neutral_generation, predicted_change, pr
 from foresight.plotting import rows_by_kind
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.network import ReuseModel
+from foresight.solver import euler_solver
 from foresight.traces import TraceSet
 
 TRACE_FIGURES = ["1-blocks", "2-configurations", "3-prompts", "4-forecast", "5-time"]
@@ -35,7 +36,7 @@ def policy():
     grid = np.linspace(1, 0, 11)
     residuals = [np.stack([np.ones(11), pace * grid], axis=1) for pace in (4, 1, 2, 3)]
     grams = np.stack([gram(each) for each in residuals])
-    model.fit_kernel(torch.from_numpy(grid), torch.from_numpy(grams), torch.zeros(12))
+    model.fit_kernel(torch.from_numpy(grid), torch.from_numpy(grams), euler_solver(grid))
     features = torch.tensor([[12.0, 0.0, 4.0, 5.0, 2.0], [13.0, 1.0, 4.0, 5.0, 2.0]])
     model.fit_inputs(torch.eye(6), features)
     costs = {"block_seconds": [0.01] * NUM_BLOCKS, "overhead_seconds": 0.001, "skip_seconds": 0.0}
@@ -162,15 +163,14 @@ def test_predicted_change_is_the_kernels(policy):
     np.testing.assert_allclose(changes, expected, rtol=1e-3)
 
 
-def test_the_gain_is_the_amplitude_that_the_damage_model_says(policy):
-    """1 where nothing grows or heals; here a line over half the log of signal over noise."""
-    generation = neutral_generation(policy, 11)
-    np.testing.assert_allclose(predicted_gain(policy, generation), 1)
-    with torch.no_grad():
-        policy.model.damage.curve[:2] = torch.tensor([np.log(4.0), 2.0])
-    noise = generation.sigmas.clip(0.01, 0.99)
-    expected = 2 * ((1 - noise) / noise) ** 0.5
-    np.testing.assert_allclose(predicted_gain(policy, generation), expected, rtol=1e-5)
+def test_the_gain_is_the_amplitude_that_the_reaction_says(policy):
+    """By flow matching, in halves of all directions that react differently."""
+    generation, model = neutral_generation(policy, 11), policy.model.reaction
+    model.gain[0], model.share[0], model.persistence[()] = np.log(0.5), 0.6, 0.75
+    sizes = np.diff(np.append(generation.sigmas, 0))
+    halves = 1 + np.outer([0.3 + 0.3, 0.3 - 0.3], sizes)
+    expected = [np.prod(halves[:, start:] ** 2, axis=1).mean() ** 0.5 for start in range(11)]
+    np.testing.assert_allclose(predicted_gain(policy, generation), expected, rtol=1e-6)
 
 
 def test_policy_is_drawn(tmp_path, policy):

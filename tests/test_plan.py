@@ -149,7 +149,6 @@ def test_compute_fraction_is_a_share_of_the_cost():
 
 # Plans at the output.
 
-LATENTS = HISTORY  # the place of their weight
 COMPUTED = np.isin(np.arange(12), (0, 1, 4, 5, 8, 11))
 
 
@@ -157,27 +156,24 @@ def random_output_plan(rng: np.random.Generator, steps: int = 9) -> Plan:
     """Any weights that the steps can carry out; some steps are plain."""
     computed = rng.random(steps) < 0.5
     computed[0] = True
-    weights = rng.normal(size=(steps, HISTORY + 1)) * (rng.random((steps, HISTORY + 1)) < 0.6)
-    weights[:, :HISTORY] *= np.cumsum(computed)[:, None] > np.arange(HISTORY)
-    plain = plain_weights(steps)
-    plain[:, LATENTS] = weights[:, LATENTS] * (rng.random(steps) < 0.5)
-    is_plain = rng.random(steps) < 0.4  # but for the latents, in part
-    return Plan.of_output(computed, np.where(is_plain[:, None], plain, weights), num_blocks=2)
+    weights = rng.normal(size=(steps, HISTORY)) * (rng.random((steps, HISTORY)) < 0.6)
+    weights *= np.cumsum(computed)[:, None] > np.arange(HISTORY)
+    weights[rng.random(steps) < 0.4] = plain_weights(1)
+    return Plan.of_output(computed, weights, num_blocks=2)
 
 
 def returned(plan: Plan, step: int) -> np.ndarray:
-    """Weights of every prediction, and of the latents, in what a step of a plan returns."""
-    total = np.zeros(plan.shape[0] + 1)
+    """Weights of every prediction in what a step of a plan returns."""
+    total = np.zeros(plan.shape[0])
     done = [s for s in range(step, -1, -1) if plan.actions[s, 0] == COMPUTE]
-    for weight, source in zip(plan.weights[step, :HISTORY], done, strict=False):
+    for weight, source in zip(plan.weights[step], done, strict=False):
         total[source] += weight
-    total[-1] = plan.weights[step, LATENTS]
     return total
 
 
 def test_compiled_output_plans_mean_the_same_and_keep_nothing_in_vain(rng):
     """Predictions kept are a prefix of those computed last: the oldest of them is read later."""
-    latents_alone = 0
+    nothing = 0
     for _ in range(300):
         plan = random_output_plan(rng)
         held: list[int] = []
@@ -186,8 +182,7 @@ def test_compiled_output_plans_mean_the_same_and_keep_nothing_in_vain(rng):
         for step, operation in enumerate(compile_output_plan(plan)):
             assert operation.action == plan.actions[step, 0]
             seen = [step, *held] if operation.action == COMPUTE else held
-            value = np.zeros(plan.shape[0] + 1)
-            value[-1] = operation.latents
+            value = np.zeros(plan.shape[0])
             for place, weight in enumerate(operation.weights):
                 value[seen[place]] += weight
                 read.add((seen[place], step))
@@ -196,17 +191,17 @@ def test_compiled_output_plans_mean_the_same_and_keep_nothing_in_vain(rng):
             kept |= {(source, step) for source in held}
             assert value == pytest.approx(returned(plan, step))
             assert operation.plain == (plan.weights[step] == plain_weights(1)).all()
-            latents_alone += operation.latents != 0 and not any(operation.weights)
+            nothing += not any(operation.weights)
         for source, step in kept:
             assert any(s <= source and later > step for s, later in read)
-    assert latents_alone
+    assert nothing
 
 
 def test_a_step_that_returns_its_own_prediction_keeps_none():
     computed = np.array([1, 1, 1, 0, 1, 1], bool)
     weights = plain_weights(6)
-    weights[3] = 1.5, -0.5, 0, 0.25
-    weights[5] = 1.5, -0.25, -0.25, 0
+    weights[3] = 1.5, -0.5, 0
+    weights[5] = 1.5, -0.25, -0.25
     plan = Plan.of_output(computed, weights, 2)
     # steps 1 and 2 for step 3; then 2 and 4 for step 5
     assert [step.keep for step in compile_output_plan(plan)] == [0, 1, 2, 1, 2, 0]
@@ -216,8 +211,8 @@ def test_betas_at_the_output_weigh_the_last_two_predictions():
     betas = np.where(COMPUTED, 9.0, 0.5)
     betas[[2, 3]] = 0
     plan = Plan.whole_stack(COMPUTED, betas, 3, at_output=True)
-    expected = np.where(COMPUTED[:, None], [[1.0, 0, 0, 0]], [[1.5, -0.5, 0, 0]])
-    expected[[2, 3]] = 1, 0, 0, 0
+    expected = np.where(COMPUTED[:, None], [[1.0, 0, 0]], [[1.5, -0.5, 0]])
+    expected[[2, 3]] = 1, 0, 0
     assert plan.at_output
     assert plan.weights.tolist() == expected.tolist()
     assert not plan.coefficients.any()
@@ -227,8 +222,8 @@ def test_betas_at_the_output_weigh_the_last_two_predictions():
 
 def test_a_plan_that_starts_later_weighs_only_what_it_has():
     weights = plain_weights(12)
-    weights[2:] = 1.25, -0.25, 0, 0
-    weights[[5, 9]] = 1.5, -0.75, 0.25, 0.125
+    weights[2:] = 1.25, -0.25, 0
+    weights[[5, 9]] = 1.5, -0.75, 0.25
     plan = Plan.of_output(COMPUTED, weights, 1)
     later = plan.restarted(1)
     assert later.actions[:4, 0].tolist() == [COMPUTE, REUSE, REUSE, COMPUTE]
@@ -247,17 +242,17 @@ def test_a_plan_that_starts_later_weighs_only_what_it_has():
 def test_a_plan_that_starts_at_a_skipped_step_returns_what_it_computes_there():
     """The weights of that step were for a prediction made before it."""
     weights = plain_weights(12)
-    weights[2:] = 0.75, 0, 0, 0.5
+    weights[2:] = 0.75, 0, 0
     plan = Plan.of_output(COMPUTED, weights, 1)
     later = plan.restarted(2)
     assert later.actions[:3, 0].tolist() == [COMPUTE, FORECAST, COMPUTE]
-    assert later.weights[0].tolist() == [1, 0, 0, 0]
+    assert later.weights[0].tolist() == [1, 0, 0]
     assert (later.weights[1:] == weights[3:]).all()
 
 
 @pytest.mark.parametrize(
     ("step", "weights"),
-    [(0, (1, 0.5, 0, 0)), (1, (1, 0, 0.5, 0)), (3, (0, 0, 1, 0))],
+    [(0, (1, 0.5, 0)), (1, (1, 0, 0.5)), (3, (0, 0, 1))],
     ids=str,
 )
 def test_weights_of_what_was_not_computed_by_then_are_refused(step, weights):
@@ -269,13 +264,13 @@ def test_weights_of_what_was_not_computed_by_then_are_refused(step, weights):
 
 def test_weights_in_a_plan_of_blocks_are_refused():
     table, blocks = plain_weights(12), np.zeros((12, 2))
-    table[4] = 1, 0, 0, 0.5
+    table[4] = 1, 0, 0.5
     with pytest.raises(ValueError, match="step 4 cannot be weighted"):
         Plan(blocks.astype(np.uint8), blocks.astype(np.float32), weights=table)
 
 
 def test_tables_of_weights_have_a_row_for_each_step():
-    with pytest.raises(ValueError, match=r"`weights` \(11, 4\)"):
+    with pytest.raises(ValueError, match=r"`weights` \(11, 3\)"):
         Plan(np.zeros((12, 2), np.uint8), np.zeros((12, 2), np.float32), True, plain_weights(11))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from foresight.config import UserError
-from foresight.planner import shortest_path, steps_for_speedup
+from foresight.planner import refine, shortest_paths, steps_for_speedup
 
 
 def path_cost(weight: np.ndarray, computed: tuple[int, ...]) -> float:
@@ -24,13 +24,14 @@ def random_weight(rng: np.random.Generator, steps: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
-def test_shortest_path_equals_brute_force(rng, steps):
+def test_shortest_paths_equal_brute_force(rng, steps):
     for _ in range(6):
         weight = random_weight(rng, steps)
-        for count in range(1, steps + 1):
+        for count, (least, found) in enumerate(shortest_paths(weight, steps), start=1):
             best = min(all_choices(steps, count), key=lambda choice: path_cost(weight, choice))
-            found = tuple(np.flatnonzero(shortest_path(weight, count)))
-            assert found == best
+            assert tuple(np.flatnonzero(found)) == best
+            assert least == pytest.approx(path_cost(weight, best))
+        assert count == steps
 
 
 def test_runs_that_are_too_long_are_left_out_even_if_the_rest_costs_more(rng):
@@ -38,11 +39,91 @@ def test_runs_that_are_too_long_are_left_out_even_if_the_rest_costs_more(rng):
     weight = random_weight(rng, 8)
     _, latest, following = np.indices(weight.shape)
     weight[following - latest > 3] = np.inf
-    for count in range(3, 9):
+    for count, (_, found) in enumerate(shortest_paths(weight, 8), start=1):
         choices = all_choices(8, count)
         possible = [each for each in choices if np.isfinite(path_cost(weight, each))]
-        best = min(possible, key=lambda choice: path_cost(weight, choice))
-        assert tuple(np.flatnonzero(shortest_path(weight, count))) == best
+        if possible:
+            best = min(possible, key=lambda choice: path_cost(weight, choice))
+            assert tuple(np.flatnonzero(found)) == best
+    assert count == 8
+
+
+# Local search.
+
+
+def as_choice(steps: int, computed: tuple[int, ...]) -> np.ndarray:
+    return np.isin(np.arange(steps), computed)
+
+
+def moves_by_hand(choice: tuple[int, ...], steps: int) -> set[tuple[int, ...]]:
+    """One computed step, but not step 0, up to two earlier or later."""
+    found = set()
+    for place, step in enumerate(choice):
+        for target in range(step - 2, step + 3):
+            if step and 0 < target < steps and target not in choice:
+                found.add(tuple(sorted((*choice[:place], *choice[place + 1 :], target))))
+    return found
+
+
+@pytest.fixture(params=range(4))
+def landscape(request):
+    """A cost of every choice of four of nine steps; sets of those that were asked for."""
+    rng = np.random.default_rng(request.param)
+    cost = {choice: rng.exponential() for choice in all_choices(9, 4)}
+    asked: list[set[tuple[int, ...]]] = []
+
+    def energies(choices: np.ndarray) -> np.ndarray:
+        found = [tuple(np.flatnonzero(choice).tolist()) for choice in choices]
+        asked.append(set(found))
+        assert len(asked[-1]) == len(found)
+        return np.array([cost[each] for each in found])
+
+    return cost, energies, asked
+
+
+def test_a_local_search_takes_the_best_move_until_none_helps(landscape):
+    cost, energies, asked = landscape
+    for start in all_choices(9, 4):
+        asked.clear()
+        found = tuple(np.flatnonzero(refine(as_choice(9, start), energies)).tolist())
+        assert found[0] == 0
+        assert len(found) == 4
+        here = start
+        for moves in asked[1:]:
+            assert moves == moves_by_hand(here, 9)
+            best = min(moves, key=cost.__getitem__)
+            if cost[best] >= 0.999 * cost[here]:
+                break
+            here = best
+        assert found == here
+        assert cost[found] <= cost[start]
+        assert all(cost[move] >= 0.999 * cost[found] for move in moves_by_hand(found, 9))
+
+
+def test_a_local_search_finds_the_best_where_costs_slope_towards_it():
+    wanted = np.array([0, 3, 6, 8, 13])
+
+    def energies(choices: np.ndarray) -> np.ndarray:
+        return np.array([abs(np.flatnonzero(each) - wanted).sum() + 1.0 for each in choices])
+
+    for start in ((0, 1, 2, 3, 4), (0, 10, 11, 12, 13), (0, 2, 5, 9, 12)):
+        found = refine(as_choice(14, start), energies)
+        assert np.flatnonzero(found).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("computed", [(0,), (0, 1, 2, 3, 4)], ids=str)
+def test_where_nothing_can_move_nothing_is_searched(computed):
+    start = as_choice(5, computed)
+    assert (refine(start, lambda choices: np.ones(len(choices))) == start).all()
+
+
+def test_gains_that_are_rounding_are_not_worth_a_move():
+    start = as_choice(6, (0, 2))
+    found = refine(start, lambda choices: 1 - 1e-6 * choices[:, 5] - 1e-6 * choices[:, 4])
+    assert (found == start).all()
+
+
+# Budgets.
 
 
 @pytest.mark.parametrize("speedup", [1.0, 1.25, 2.0, 3.7])

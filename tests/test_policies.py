@@ -15,17 +15,19 @@ from foresight.config import GenerationConfig, UserError
 from foresight.fingerprint import fingerprint
 from foresight.models.architecture import TEXT_WIDTH
 from foresight.pipeline import generate
-from foresight.plan import COMPUTE, HISTORY, REUSE, Plan, plain_weights
+from foresight.plan import COMPUTE, REUSE, Plan, plain_weights
 from foresight.planner import shortest_paths
 from foresight.policies import BUILT_IN, load_policy, sweep
-from foresight.policies.damage import gains_after
+from foresight.policies import learned as learned_module
 from foresight.policies.fixed import FewerStepsPolicy, RandomPolicy, StaticPolicy, warmup_length
 from foresight.policies.foresight import ForesightPolicy
-from foresight.policies.learned import LearnedPolicy, mean_pace
-from foresight.policies.multistep import LONGEST_RUN, local_energies
+from foresight.policies.learned import LearnedPolicy, stretched
+from foresight.policies.multistep import carry_out, local_energies
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.promise import QualityPromise
-from foresight.solver import euler_solver
+from foresight.policies.reaction import gains_after
+from foresight.policies.trajectory import resampled
+from foresight.solver import Solver, euler_solver
 
 # Foresight: the paper's rule, with steps counted from 1 as the paper counts them.
 
@@ -303,56 +305,53 @@ def test_computed_steps_correct_where_the_solver_s_response_is_known(
     assert (weighted[computed] == (after_a_run & known)[computed]).all()
 
 
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("knows_first", [True, False])
-def test_latents_are_weighed_where_both_they_and_the_solver_are_known(
-    learned, generation, solved, rng, known, knows_first
-):
-    kernel, first = walk_kernel(rng, 8)
-    learned.model.fit_kernel(torch.linspace(1, 0, 8), kernel, first * knows_first)
-    plan = learned.at(2.0).begin(solved if known else generation)
-    begun = np.cumsum(plan.actions[:, 0] != COMPUTE) > 0
-    assert 0 < begun.sum() < STEPS
-    assert (plan.weights[~begun] == plain_weights(1)).all()
-    assert (plan.weights[begun, HISTORY] != 0).tolist() == [known and knows_first] * begun.sum()
+def walk_kernel(rng: np.random.Generator, levels: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Outputs (M, 30) that wander, and inner products (1 + N, M, M) of them and all residuals."""
+    walks = rng.normal(size=(1 + NUM_BLOCKS, levels, 30)).cumsum(axis=1)
+    return walks[0], torch.from_numpy(walks @ walks.swapaxes(1, 2)).float()
 
 
-def walk_kernel(rng: np.random.Generator, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inner products (1 + N, M, M) of residuals that wander, and (M + 1,) of first latents."""
-    walks, first = rng.normal(size=(1 + NUM_BLOCKS, levels, 30)).cumsum(axis=1), rng.normal(size=30)
-    kernel = torch.from_numpy(walks @ walks.swapaxes(1, 2)).float()
-    return kernel, torch.from_numpy(np.append(walks[0] @ first, first @ first)).float()
+def flow_solver(sigmas: np.ndarray) -> Solver:
+    return euler_solver(sigmas)._replace(decay=np.ones(len(sigmas)), known=True)
 
 
-def test_outputs_are_expected_where_the_kernel_has_them(rng):
-    """Interpolated linearly between its levels; the first latents stay what they are."""
-    model = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=9)
-    walk, first = rng.normal(size=(9, 30)).cumsum(axis=0), rng.normal(size=30)
-    grid, kernel = np.linspace(1, 0.1, 9), walk_kernel(rng, 9)[0]
-    kernel[0] = torch.from_numpy(walk @ walk.T)
-    products = torch.from_numpy(np.append(walk @ first, first @ first))
-    model.fit_kernel(torch.from_numpy(grid), kernel, products)
-    sigmas = np.sort(rng.uniform(0.12, 0.98, 14))[::-1].copy()
-    with torch.no_grad():
-        found = model.reference(torch.from_numpy(sigmas).float()).numpy()
+@pytest.fixture
+def wandering(rng) -> tuple[ReuseModel, np.ndarray]:
+    """An untrained network with a kernel under flow matching, and the outputs it has."""
+    model, grid = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=9), np.linspace(1, 0.1, 9)
+    walk, kernel = walk_kernel(rng, 9)
+    model.fit_kernel(torch.from_numpy(grid), kernel, flow_solver(grid))
+    model.reaction.gain[:2] = torch.tensor([-0.5, 0.4])
+    model.reaction.share[0] = 0.6
+    model.reaction.known.copy_(torch.tensor([-2.0, 2.0]))
+    return model.requires_grad_(False), walk
+
+
+def test_outputs_are_expected_where_the_kernel_has_them(wandering, rng):
+    """Interpolated linearly between its levels, where nothing is known of the solver."""
+    model, walk = wandering
+    sigmas, grid = np.sort(rng.uniform(0.12, 0.98, 14))[::-1].copy(), model.grid.numpy()
+    found = model.path(sigmas, euler_solver(sigmas))
     between = [np.interp(sigmas[::-1], grid[::-1], column[::-1])[::-1] for column in walk.T]
-    vectors = np.concatenate([np.stack(between, axis=1), first[None]])
-    assert found == pytest.approx(vectors @ vectors.T, rel=1e-4, abs=1e-4)
+    vectors = np.stack(between, axis=1)
+    assert found @ found.T == pytest.approx(vectors @ vectors.T, rel=1e-4, abs=1e-3)
 
 
-def test_expected_outputs_are_those_of_real_vectors(learned, rng):
-    learned.model.fit_kernel(torch.linspace(1, 0, 8), *walk_kernel(rng, 8))
-    with torch.no_grad():
-        gram = learned.model.reference(torch.linspace(0.99, 0.02, 25))
-    torch.testing.assert_close(gram, gram.mT)
-    spectrum = torch.linalg.eigvalsh(gram)
-    assert spectrum[0] > -1e-9 * spectrum[-1]
+def test_outputs_of_flow_matching_are_resampled_by_the_reaction(wandering):
+    model, walk = wandering
+    grid, sigmas = np.linspace(1, 0.1, 9), np.linspace(0.95, 0.15, 5)
+    solver = flow_solver(sigmas)
+    found = model.path(sigmas, solver)
+    reaction = model.reaction.at(sigmas)
+    expected = resampled(walk @ walk.T, grid, flow_solver(grid), sigmas, solver, reaction)
+    assert found @ found.T == pytest.approx(expected @ expected.T, rel=1e-4, abs=1e-3)
+    plain = model.path(sigmas, euler_solver(sigmas))
+    assert np.abs(found @ found.T - plain @ plain.T).max() > 0.1
 
 
-def test_an_untrained_network_expects_the_pace_of_its_kernel(rng):
+def test_an_untrained_network_expects_the_pace_of_its_kernel(wandering):
     """A network that always expects e times as much expects it of every prompt and step."""
-    model = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=9).requires_grad_(False)
-    model.fit_kernel(torch.linspace(1, 0, 9), *walk_kernel(rng, 9))
+    model, _ = wandering
     sigmas, context = torch.linspace(0.98, 0.05, 14), torch.randn(3, 4 + 5)
     assert not model.log_pace(sigmas, context).any()
     model.trunk[-1].bias[1] = 1.0  # of the second answer, the risk of reuse
@@ -363,9 +362,10 @@ def test_an_untrained_network_expects_the_pace_of_its_kernel(rng):
 
 def test_the_pace_is_the_ratio_of_expected_changes(learned, rng):
     """By the network's answers for reuse from each step to the next, prompt by prompt."""
-    learned.model.fit_kernel(torch.linspace(1, 0, 8), *walk_kernel(rng, 8))
+    grid = torch.linspace(1, 0, 8)
+    learned.model.fit_kernel(grid, walk_kernel(rng, 8)[1], flow_solver(grid.numpy()))
     untrained = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8)
-    untrained.fit_kernel(learned.model.grid, learned.model.kernel, learned.model.first)
+    untrained.fit_kernel(grid, learned.model.kernel, flow_solver(grid.numpy()))
     sigmas = torch.linspace(0.97, 0.04, 12)
     context = learned.model.context(torch.randn(2, TEXT_WIDTH), torch.randn(2, 5))
     with torch.no_grad():
@@ -380,15 +380,93 @@ def test_the_pace_is_the_ratio_of_expected_changes(learned, rng):
     assert not torch.allclose(found[0], found[1], rtol=0.01)
 
 
-def test_a_run_has_the_mean_pace_of_its_steps_and_the_one_after(rng):
-    pace = rng.lognormal(size=7)
-    found = mean_pace(pace)
-    assert found.shape == (7, 8)
-    for latest, following in itertools.combinations(range(8), 2):
-        steps = [pace[step] for step in range(latest + 1, following + 1) if step < 7]
-        if steps:
-            assert found[latest, following] == pytest.approx(np.mean(steps))
-    assert (found > 0).all()
+def test_a_generation_goes_along_the_mean_path_at_its_own_pace(learned, generation, rng):
+    """Each change as much longer as its energy is larger; the first prediction stays."""
+    mean, sigmas = rng.normal(size=(STEPS, 7)), generation.sigmas
+    prompt = torch.randn(1, TEXT_WIDTH)
+    features = torch.tensor([config_features(generation.config)])
+    found = stretched(mean, learned.model, sigmas, prompt, features)
+    context = learned.model.context(prompt, features)
+    with torch.no_grad():
+        pace = learned.model.log_pace(torch.from_numpy(sigmas).float(), context)[0].numpy()
+    assert found[0] == pytest.approx(mean[0])
+    for step in range(1, STEPS):
+        moved, usual = found[step] - found[step - 1], mean[step] - mean[step - 1]
+        assert moved == pytest.approx(usual * np.exp(pace[step]) ** 0.5)
+    assert np.abs(pace).max() > 0.01
+
+
+# Which steps are computed, and how they are weighted.
+
+
+@pytest.fixture
+def taught(learned, rng) -> LearnedPolicy:
+    """One that knows a kernel of its own solver's trajectory, and how the model answers errors."""
+    grid = np.linspace(0.99, 0.05, 8)
+    learned.model.fit_kernel(torch.from_numpy(grid), walk_kernel(rng, 8)[1], euler_solver(grid))
+    learned.model.reaction.gain[:2] = torch.tensor([0.2, -0.6])
+    learned.model.reaction.share[0] = 0.4
+    learned.model.reaction.known.copy_(torch.tensor([-2.0, 1.0]))
+    return learned
+
+
+def one_step_moves(computed: np.ndarray):
+    """All choices with one computed step, but not step 0, up to two earlier or later."""
+    for origin, target in itertools.permutations(range(1, len(computed)), 2):
+        if abs(origin - target) <= 2 and computed[origin] and not computed[target]:
+            other = computed.copy()
+            other[[origin, target]] = False, True
+            yield other
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("speedup", [1.5, 2.5, 4.0])
+def test_no_small_move_of_a_computed_step_is_better_for_the_mean_prompt(
+    taught, generation, solved, known, speedup
+):
+    """And nothing is lost to the choice that adds up what runs of skipped steps leave."""
+    generation = solved if known else generation
+    solver = generation.solver or euler_solver(generation.sigmas)
+    reaction = taught.model.reaction.at(generation.sigmas)
+    path = taught.model.path(generation.sigmas, solver)
+    plan = taught.at(speedup).begin(generation)
+    computed = plan.actions[:, 0] == COMPUTE
+    damage = local_energies(path, solver, STEPS) * gains_after(solver, reaction)
+    *_, (_, start) = shortest_paths(damage, int(computed.sum()))
+    choices = np.stack([computed, start, *one_step_moves(computed)])
+    chosen, begun, *moved = carry_out(path, solver, reaction, choices)[1]
+    assert chosen <= begun
+    assert chosen <= min(moved) / (1 - 2e-3)
+    own = taught.path(generation)
+    weights = carry_out(own, solver, reaction, computed[None])[0][0]
+    assert plan.weights == pytest.approx(weights, rel=1e-6, abs=1e-6)
+
+
+def test_prompts_differ_in_weights_and_share_the_search(taught, solved, monkeypatch):
+    searched, refine = [], learned_module.refine
+
+    def counted(start, energies):
+        searched.append(start)
+        return refine(start, energies)
+
+    monkeypatch.setattr(learned_module, "refine", counted)
+    prompts = np.random.default_rng(1).normal(size=(3, TEXT_WIDTH))
+    plans = [
+        taught.at(2.0).begin(dataclasses.replace(solved, prompt_embedding=prompt))
+        for prompt in prompts
+    ]
+    assert len(searched) == 1
+    assert (plans[0].actions == plans[1].actions).all()
+    assert not np.allclose(plans[0].weights, plans[1].weights, atol=1e-3)
+    taught.at(3.0).begin(solved)
+    assert len(searched) == 2
+    taught.at(2.0).begin(dataclasses.replace(solved, sigmas=solved.sigmas**1.1))
+    assert len(searched) == 3
+    taught.at(2.0).begin(dataclasses.replace(solved, scheduler=None))
+    assert len(searched) == 4
+    again = taught.at(2.0).begin(dataclasses.replace(solved, prompt_embedding=prompts[0]))
+    assert len(searched) == 4
+    assert (again.weights == plans[0].weights).all()
 
 
 def test_a_learned_plan_spends_its_budget_on_runs_longer_than_usual(learned, generation):
@@ -399,7 +477,8 @@ def test_a_learned_plan_spends_its_budget_on_runs_longer_than_usual(learned, gen
 
 
 def test_a_saved_policy_plans_the_same(learned, solved, rng, tmp_path):
-    learned.model.fit_kernel(torch.linspace(1, 0, 8), *walk_kernel(rng, 8))
+    grid = torch.linspace(1, 0, 8)
+    learned.model.fit_kernel(grid, walk_kernel(rng, 8)[1], flow_solver(grid.numpy()))
     learned.save_pretrained(tmp_path / "mine")
     loaded = load_policy(tmp_path / "mine")
     assert isinstance(loaded, LearnedPolicy)
@@ -416,36 +495,31 @@ def test_weights_of_another_version_are_refused(learned, tmp_path):
     """Not half loaded: a policy would then plan with numbers that nobody trained."""
     learned.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
-    del stored["damage.curve"]
+    del stored["reaction.gain"]
     save_file(stored, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="damaged"):
         LearnedPolicy.from_pretrained(tmp_path)
 
 
-def test_a_quality_is_reached_by_the_fastest_plan_that_is_good_enough(learned, generation):
-    """Against the planner itself: every budget in turn, damage put together from its parts."""
-    model, computed = learned.model, []
-    with torch.no_grad():
-        sigmas = torch.from_numpy(generation.sigmas).float()
-        prompt = torch.from_numpy(generation.prompt_embedding[None]).float()
-        features = torch.tensor([config_features(generation.config)])
-        pace = model.log_pace(sigmas, model.context(prompt, features))[0].double().exp().numpy()
-        power, reference = model.damage.power.item(), model.reference(sigmas).numpy()
-    left = local_energies(reference, euler_solver(generation.sigmas), LONGEST_RUN)
-    left = left * mean_pace(pace)[None] * gains_after(model.damage, generation.sigmas)
+def test_a_quality_is_reached_by_the_fastest_plan_that_is_good_enough(taught, solved):
+    """Against the planner itself: every budget in turn, its energy as this prompt has it."""
+    solver, counts = solved.solver, []
+    reaction = taught.model.reaction.at(solved.sigmas)
+    mean = taught.model.path(solved.sigmas, solver)
+    damage = local_energies(mean, solver, STEPS) * gains_after(solver, reaction)
+    starts = np.stack([computed for _, computed in shortest_paths(damage, STEPS)])
+    energies = carry_out(taught.path(solved), solver, reaction, starts)[1]
     for quality in (5, 12, 18, 25, 60, 100):
-        plan = learned.reaching(quality).begin(generation)
+        plan = taught.reaching(quality).begin(solved)
         count = int((plan.actions[:, 0] == COMPUTE).sum())
-        computed.append(count)
-        most = learned.promise.highest_log_damage(quality, 0.9)
-        least = [
-            np.log(cost) / power if cost else -np.inf
-            for cost, _ in shortest_paths(left**power, count)
-        ]
-        assert least[-1] <= most
-        assert all(damage > most for damage in least[:-1])
-    assert computed == sorted(computed)
-    assert computed[0] < computed[-1]
+        counts.append(count)
+        most = np.exp(taught.promise.highest_log_damage(quality, 0.9))
+        assert energies[count - 1] <= most
+        assert (energies[: count - 1] > most).all()
+        at_count = taught._steps(solved, count)
+        assert (plan.actions[:, 0] == COMPUTE).tolist() == at_count.tolist()
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == STEPS
 
 
 def test_more_confidence_costs_more_steps(learned, generation):

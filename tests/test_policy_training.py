@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,22 +10,21 @@ import synthetic_traces
 import torch
 from synthetic_traces import MODEL, NUM_BLOCKS, NUM_STEPS, write_trace_set
 
-import policy_training.damage
 from foresight.config import UserError
 from foresight.plan import Plan, plain_weights
-from foresight.policies.damage import DamageModel
 from foresight.policies.learned import LearnedPolicy
+from foresight.policies.reaction import ReactionModel
 from foresight.traces import TraceSet
 from policy_training import labels
 from policy_training.baselines import GroupMean
 from policy_training.cli import main
 from policy_training.config import TrainConfig
-from policy_training.damage import damage_loss, fit_damage, log_damage
 from policy_training.dataset import QueryBatches, TraceData
 from policy_training.generations import load_generations, make_buckets, split_by_prompt
 from policy_training.module import ReuseTraining
 from policy_training.promise import quality_promise
-from policy_training.rollouts import gather_rollouts, gather_runs
+from policy_training.reaction import fit_reaction, gather_reactions
+from policy_training.rollouts import gather_rollouts
 from policy_training.train import train
 
 
@@ -87,22 +87,6 @@ def test_without_an_earlier_residual_there_is_nothing_to_forecast(vectors):
     assert labels.forecast_error(query, torch.tensor([0.7])).item() == query.change.item()
 
 
-def test_runs_of_plans_are_those_listed_by_hand():
-    """Reuse under flow matching: a run leaves the steps' sizes times what was missed, summed."""
-    computed = np.stack([np.isin(np.arange(7), at) for at in ((0, 3, 4), (0, 1, 2, 3, 4, 6))])
-    rng, sigmas = np.random.default_rng(0), np.linspace(0.9, 0.2, 7)
-    vectors, sizes = rng.normal(size=(2, 8, 20)), np.diff(np.append(sigmas, 0))
-    grams = list(vectors @ vectors.swapaxes(1, 2))
-    weights = plain_weights(7)[None].repeat(2, axis=0)
-    runs = gather_runs(grams, synthetic_traces.solver(sigmas), computed, weights)
-    steps = torch.stack(runs[:3], dim=1).tolist()  # which, latest, following
-    assert steps == [[0, 0, 3], [0, 4, 7], [1, 4, 6]]
-    for (which, latest, following), energy in zip(steps, runs.log_energy.exp(), strict=True):
-        missed = vectors[which, latest] - vectors[which, latest + 1 : following]
-        left = sizes[latest + 1 : following] @ missed
-        assert energy.item() == pytest.approx(np.square(left).sum(), rel=1e-9)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_split_keeps_every_prompt_on_one_side(traces, seed):
     generations = load_generations([traces])
@@ -143,8 +127,8 @@ def test_ablations_change_the_prompt_and_nothing_else(traces):
 def known_plan() -> Plan:
     """Steps 4 and 5 are skipped and made good, and so is step 8."""
     computed, weights = ~np.isin(np.arange(NUM_STEPS), (4, 5, 8)), plain_weights(NUM_STEPS)
-    weights[4:6] = (1.5, -0.5, 0, 0.25), (1.25, 0.25, -0.5, -0.125)
-    weights[[6, 9]] = (1.25, -0.5, 0, 0.5), (1.125, -0.125, 0, 0)
+    weights[4:6] = (1.5, -0.5, 0), (1.25, 0.25, -0.5)
+    weights[[6, 9]] = (1.25, -0.5, 0), (1.125, -0.125, 0)
     return Plan.of_output(computed, weights, NUM_BLOCKS)
 
 
@@ -153,9 +137,9 @@ def known_set(tmp_path):
     """A trace set of two generations: the first has roll-outs of a known plan and of none."""
     folder = write_trace_set(tmp_path / "known", prompts=2)
     found = TraceSet.open(folder)
-    row, rng = found.traces[0], np.random.default_rng(0)
+    row = found.traces[0]
     nothing = Plan.whole_stack(np.ones(NUM_STEPS, bool), np.zeros(NUM_STEPS), NUM_BLOCKS)
-    rows = [synthetic_traces.rollout(row, plan, rng) for plan in (known_plan(), nothing)]
+    rows = [synthetic_traces.rollout(row, plan) for plan in (known_plan(), nothing)]
     found.add(0, row, rows)
     return folder
 
@@ -165,10 +149,10 @@ def test_roll_outs_are_grouped_with_what_is_known_of_their_generation(known_set)
     (group,) = gather_rollouts(make_buckets(generations))
     first, second = generations
     assert len(group.psnr) == 1 + len(second.rollouts)  # that of nothing skipped tells nothing
-    own = group.runs.which == 0
-    assert [part[own].tolist() for part in group.runs[1:3]] == [[3, 7], [6, 9]]
     assert np.flatnonzero(~group.computed[0]).tolist() == [4, 5, 8]
     assert (group.weights[0] == known_plan().weights).all()
+    for gram, generation in zip(group.grams, (first, second, second), strict=True):
+        assert gram == pytest.approx(generation.trace["group_gram"][1], rel=1e-6)
     assert group.log_final_error[0] == pytest.approx(np.log(first.rollouts[0]["final_error"]))
     assert group.sigmas.numpy() == pytest.approx(first.trace["sigmas"])
     assert group.solver.response == pytest.approx(first.trace["response"])
@@ -197,7 +181,12 @@ def without_columns(folder, part, *names):
 
 @pytest.mark.parametrize(
     ("part", "names"),
-    [("data", ["decay", "first_latents"]), ("data", ["decay"]), ("rollouts", ["weights"])],
+    [
+        ("data", ["decay"]),
+        ("rollouts", ["weights"]),
+        ("rollouts", ["reaction"]),
+        ("rollouts", ["reaction", "weights"]),
+    ],
     ids=str,
 )
 def test_traces_of_an_earlier_version_are_refused(tmp_path, part, names):
@@ -214,51 +203,72 @@ def test_group_mean_falls_back_to_coarser_keys():
     assert fitted.predict(asked).tolist() == [2.0, 4.0, 4.0]
 
 
-def test_fitting_the_damage_model_lowers_the_loss_of_roll_outs(traces):
-    groups = gather_rollouts(make_buckets(load_generations([traces])))
-    fitted, again, plain = DamageModel(), DamageModel(), DamageModel()
-    fit_damage(fitted, groups)
-    fit_damage(again, groups)
-    with torch.no_grad():
-        assert damage_loss(fitted, groups) < damage_loss(plain, groups) / 2
-    for one, other in zip(fitted.parameters(), again.parameters(), strict=True):
-        assert torch.equal(one, other)
+def fitted_reaction(generations) -> tuple[ReactionModel, np.ndarray]:
+    """And the noise levels that were seen."""
+    model, buckets = ReactionModel(), make_buckets(generations)
+    fit_reaction(model, buckets, gather_rollouts(buckets))
+    return model, gather_reactions(buckets)[0]
 
 
-def test_a_damage_model_that_made_the_errors_is_found_again(traces, monkeypatch):
-    """By data alone; what little a few roll-outs say is held back by the prior otherwise."""
-    monkeypatch.setattr(policy_training.damage, "PRIOR", 30.0)
-    groups = gather_rollouts(make_buckets(load_generations([traces])))
-    true, fitted = DamageModel(), DamageModel()
-    with torch.no_grad():
-        true.curve += torch.tensor([-0.5, 0.3, 0.1])
-        groups = [g._replace(log_final_error=log_damage(true, g, g.runs)) for g in groups]
-        before = damage_loss(fitted, groups).item()
-    fit_damage(fitted, groups)
-    with torch.no_grad():
-        assert damage_loss(fitted, groups) < 0.01 * before
-    assert fitted.curve.tolist() == pytest.approx(true.curve.tolist(), abs=0.1)
+def test_the_reaction_that_made_the_roll_outs_is_found_again(traces):
+    """A curve of the very form that is fitted: what is left is the prior's."""
+    model, sigmas = fitted_reaction(load_generations([traces]))
+    inside = np.linspace(sigmas.min(), sigmas.max(), 20)
+    found, true = np.stack(model.at(inside)), np.stack(synthetic_traces.reaction(inside))
+    assert model.persistence.item() == pytest.approx(0, abs=0.051)
+    assert np.hypot(*found[1:]) == pytest.approx(true[2], rel=0.02)
+    assert found[0] == pytest.approx(true[0], rel=0.02, abs=0.01)
+    beyond = model.at(np.array([sigmas.max() + 0.005, sigmas.min() - 0.05]))
+    assert np.stack(beyond) == pytest.approx(found[:, [-1, 0]])
 
 
-def test_few_roll_outs_move_the_damage_model_less_than_many(traces):
-    groups = gather_rollouts(make_buckets(load_generations([traces])))
-    groups = [
-        g._replace(log_final_error=g.runs.log_energy.new_full((len(g.psnr),), 5)) for g in groups
-    ]
-    few, many = DamageModel(), DamageModel()
-    fit_damage(few, groups)
-    fit_damage(many, groups * 20)
-    assert 0 < few.curve.norm() < many.curve.norm()
+@pytest.mark.parametrize("persistence", [0.3, 0.6, 0.9])
+def test_what_persists_is_told_by_errors_at_the_end(traces, persistence):
+    """Of roll-outs whose steps were measured as if nothing did."""
+    generations = load_generations([traces])
+    for generation in generations:
+        sigmas = generation.trace["sigmas"]
+        answer = synthetic_traces.reaction(sigmas, persistence)
+        outputs = synthetic_traces.outputs_of(generation.trace["group_gram"][1])
+        for row in generation.rollouts:
+            plan = Plan.of_output(row["plan"][:, 0] == 0, row["weights"], NUM_BLOCKS)
+            off, _ = synthetic_traces.run(outputs, sigmas, plan, answer)
+            row["final_error"] = off @ off
+    model, _ = fitted_reaction(generations)
+    assert model.persistence.item() == pytest.approx(persistence, abs=0.051)
 
 
-def test_errors_that_say_nothing_new_leave_the_damage_model_where_it_was(traces):
-    groups = gather_rollouts(make_buckets(load_generations([traces])))
-    fitted = DamageModel()
-    with torch.no_grad():
-        groups = [g._replace(log_final_error=log_damage(fitted, g, g.runs)) for g in groups]
-    fit_damage(fitted, groups)
-    assert fitted.curve.tolist() == [0, 0, 0]
-    assert fitted.log_power.item() == 0
+def test_measurements_are_those_of_steps_that_latents_were_off_at(known_set):
+    """Those of the known plan after step 4, where it was computed; and none of nothing skipped."""
+    generations = load_generations([known_set])
+    sigmas, measured = gather_reactions(make_buckets(generations[:1]))
+    row = generations[0].trace["sigmas"]
+    assert sigmas == pytest.approx(row[[6, 7, 9]])
+    expected = generations[0].rollouts[0]["reaction"][[6, 7, 9]]
+    assert measured == pytest.approx(expected)
+    known = synthetic_traces.reaction(row[[6, 7, 9]])
+    given, inner, answer = measured.T
+    assert inner / given == pytest.approx(known.coherent, rel=1e-4)
+    assert answer / given == pytest.approx(known.coherent**2 + known.fresh**2, rel=1e-4)
+
+
+def test_without_roll_outs_the_reaction_stays_as_it_is(traces):
+    generations = load_generations([traces])
+    model, _ = fitted_reaction([dataclasses.replace(each, rollouts=[]) for each in generations])
+    assert not any(value.any() for value in model.state_dict().values())
+
+
+def test_steps_with_nothing_to_say_do_not_count(traces):
+    """Errors that are rounding, and roll-outs that measured nothing."""
+    generations = load_generations([traces])
+    once, _ = fitted_reaction(generations)
+    for row in (row for generation in generations for row in generation.rollouts):
+        row["reaction"][row["reaction"][:, 0] < 1e-9] = 1e-12, 5e-12, 1e-10
+    nothing = {**generations[0].rollouts[0], "reaction": np.zeros((NUM_STEPS, 3))}
+    generations[0].rollouts.append(nothing)
+    again, _ = fitted_reaction(generations)
+    for name, value in once.state_dict().items():
+        assert torch.allclose(value, again.state_dict()[name]), name
 
 
 def test_training_lowers_the_loss(traces, tmp_path):
@@ -301,55 +311,38 @@ def test_train_exports_a_policy_that_loads(traces, tmp_path):
     assert (output / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_damage_of_a_plan_is_what_its_runs_leave(known_set):
-    """With two runs whose energies grow by the noise level and add up: by hand, in vectors."""
-    generations = load_generations([known_set])
-    (group,) = gather_rollouts(make_buckets(generations))
-    damage = DamageModel().requires_grad_(False)
-    damage.log_power.fill_(0.7 - np.log(2))  # a power of 1
-    damage.curve[:2] = torch.tensor([0.25, -2.0])  # noise over signal, times a number
-    found = log_damage(damage, group, group.runs)[0].item()
-
-    trace = generations[0].trace
-    products = trace["first_latents"]
-    gram = np.zeros((NUM_STEPS + 1, NUM_STEPS + 1))
-    gram[:-1, :-1] = trace["group_gram"][1]
-    gram[-1], gram[:, -1] = products, products
-    values, axes = np.linalg.eigh(gram)
-    vectors = axes * np.sqrt(values.clip(0))  # with the inner products of the trace
-    v, x, sizes = vectors[:-1], vectors[-1], np.diff(np.append(trace["sigmas"], 0))
-
-    before = x + sizes[:4] @ v[:4]  # flow matching
-    returned = 1.5 * v[3] - 0.5 * v[2] + 0.25 * before
-    off = sizes[4] * (returned - v[4])
-    returned = 1.25 * v[3] + 0.25 * v[2] - 0.5 * v[1] - 0.125 * (before + sizes[4] * returned)
-    first = off + sizes[5] * (returned - v[5])
-    second = sizes[8] * (v[7] - v[8])
-    energy = 0.0
-    for left, noise in ((first, trace["sigmas"][6]), (second, trace["sigmas"][9])):
-        energy += np.square(left).sum() * np.exp(0.25) * noise / (1 - noise)
-    assert found == pytest.approx(np.log(energy), abs=1e-3)
-
-
-def test_damage_before_anything_is_run_is_that_of_the_mean_generation(traces, tmp_path):
-    """And goes with what the network expects of a prompt: a greater pace is a greater damage."""
-    generations = load_generations([traces])
+@pytest.fixture
+def module(traces, tmp_path):
+    """Untrained but for what is fitted in closed form, and the training side's roll-outs."""
     config = settings(traces, tmp_path)
-    data = TraceData(*split_by_prompt(generations, 0.3, 0), config)
-    module = ReuseTraining.for_data(config, data)
+    data = TraceData(*split_by_prompt(load_generations([traces]), 0.3, 0), config)
+    return ReuseTraining.for_data(config, data), data
+
+
+def test_damage_before_anything_is_run_is_that_of_the_mean_generation(module):
+    """Carried out in vectors that have the mean inner products."""
+    module, data = module
     (bucket,), (group,) = data.train_buckets, data.train_rollouts
-    gram = np.zeros((NUM_STEPS + 1, NUM_STEPS + 1))
-    gram[:-1, :-1] = bucket.gram[:, 0].double().mean(dim=0)
-    gram[-1] = gram[:, -1] = bucket.first.double().mean(dim=0)
-    same = [gram] * len(group.computed)
-    runs = gather_runs(same, group.solver, group.computed, group.weights)
+    outputs = synthetic_traces.outputs_of(bucket.gram[:, 0].double().mean(dim=0).numpy())
+    sigmas = group.sigmas.double().numpy()
+    answer = module.model.reaction.at(sigmas)
+    assert answer.fresh.max() > 0.5
+    found = module.predicted_damage(group)
+    for place, (computed, weights) in enumerate(zip(group.computed, group.weights, strict=True)):
+        plan = Plan.of_output(computed, weights, NUM_BLOCKS)
+        off, _ = synthetic_traces.run(outputs, sigmas, plan, answer)
+        assert found[place].item() == pytest.approx(np.log(off @ off), abs=0.01)
+
+
+def test_damage_grows_with_the_pace_that_the_network_expects(module):
+    """By as much, where the latest prediction is reused as it is."""
+    module, data = module
+    (group,) = data.train_rollouts
+    group = group._replace(weights=np.stack([plain_weights(NUM_STEPS)] * len(group.psnr)))
+    found = module.predicted_damage(group)
     with torch.no_grad():
-        expected = log_damage(module.model.damage, group, runs)
-        found = module.predicted_damage(group)
         module.model.trunk[-1].bias[1] += 0.75
-        more = module.predicted_damage(group)
-    assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-3)
-    assert more.numpy() == pytest.approx(found.numpy() + 0.75, abs=1e-4)
+    assert module.predicted_damage(group).numpy() == pytest.approx(found.numpy() + 0.75, abs=1e-4)
 
 
 def test_the_promise_is_fitted_on_one_side_and_measured_on_the_other(traces, tmp_path):

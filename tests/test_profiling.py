@@ -27,11 +27,12 @@ from foresight.config import GenerationConfig, UserError
 from foresight.fingerprint import fingerprint
 from foresight.models.architecture import TEXT_WIDTH, build_pipeline
 from foresight.pipeline import generate, load_pipeline
-from foresight.plan import COMPUTE, FORECAST, HISTORY, REUSE, Plan, plain_weights
+from foresight.plan import COMPUTE, FORECAST, REUSE, Plan, plain_weights
+from foresight.policies.fixed import FixedPlan, NonePolicy
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.network import ReuseModel
 from foresight.profiling import measure_timing, profile
-from foresight.recorder import TraceRecorder
+from foresight.recorder import PredictionRecorder, TraceRecorder
 from foresight.rollout import KINDS, sample_plan
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
@@ -200,6 +201,9 @@ def test_roll_outs_hold_the_error_of_their_plan(profiled, pipe):
         assert row["final_error"] == pytest.approx(expected, rel=1e-2, abs=1e-9)
         assert row["compute_fraction"] == pytest.approx((plan.actions == COMPUTE).mean())
         assert row["generation_id"] == found.traces[0]["generation_id"]
+        assert row["reaction"].shape == (5, 3)
+        off = np.cumsum(plan.actions[:, 0] != COMPUTE) > 0
+        assert (row["reaction"][:, 0] > 0).tolist() == (off & (plan.actions[:, 0] == 0)).tolist()
     assert max(row["final_error"] for row in rows) > 1e-6
     with torch.no_grad():
         videos = [
@@ -238,165 +242,151 @@ def test_a_trace_holds_its_solver(profiled, pipe):
         assert trace["decay"] == pytest.approx(solver.decay, rel=1e-6)
 
 
-def seen_by_model(pipe, steps: int, size=(32, 32), taps=()) -> tuple[torch.Tensor, torch.Tensor]:
-    """First latents (d,) and guided predictions (S, d) of a generation."""
-    latents, predictions = [], []
+# How the model answers latents that are off.
 
-    def note(_, args, kwargs, output):
-        latents.append(kwargs["hidden_states"][0].double().flatten())
-        without, with_prompt = output[0][:, :4].double()
-        predictions.append((without + 4 * (with_prompt - without)).flatten())
-
-    def tap(*seen):
-        for each in taps:
-            each(*seen)
-
-    with foresight.reuse(pipe, "none", tap=tap):
-        handle = pipe.transformer.register_forward_hook(note, with_kwargs=True)
-        sample(pipe, size=size, steps=steps)
-        handle.remove()
-    return latents[0], torch.stack(predictions)
+REACTION_PLAN = ~np.isin(np.arange(7), (2, 5))
+OFF_AT = [3, 4, 6]  # computed, and after something was skipped
 
 
-def exact_first_latents(first: torch.Tensor, predictions: torch.Tensor) -> np.ndarray:
-    products = torch.cat([predictions @ first, (first @ first)[None]])
-    return (products / predictions.square().sum(dim=1).mean()).numpy()
+def reaction_plan(num_blocks: int) -> Plan:
+    weights = plain_weights(7)
+    weights[2], weights[4] = (1.5, -0.5, 0), (1.1, 0, -0.1)
+    return Plan.of_output(REACTION_PLAN, weights, num_blocks)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (32, 48)], ids=str)
-def test_products_with_first_latents_are_those_of_what_the_model_sees(pipe, size):
-    """A sketch wider than the latents is exact."""
-    steps = 4
-    narrow, wide = (
-        TraceRecorder(NUM_BLOCKS, Sketcher(width), guidance_scale=4.0)
-        for width in (SKETCH_WIDTH, 4 * 16 * size[0] * size[1])
-    )
-    first, predictions = seen_by_model(pipe, steps, size, (narrow, wide))
-    exact = exact_first_latents(first, predictions)
-    solver = pipe_solver(pipe, steps)
-    assert wide.first_latents(solver) == pytest.approx(exact, rel=1e-4, abs=1e-5)
-    found = narrow.first_latents(solver)
-    mean = predictions.square().sum(dim=1).mean().sqrt()
-    norms = (torch.cat([predictions, first[None]]).norm(dim=1) * first.norm() / mean**2).numpy()
-    assert (np.abs(found - exact) < 5 * (2 / SKETCH_WIDTH) ** 0.5 * norms).all()
-    assert np.abs(exact[:-1]).min() > 0.001
+def watched_run(pipe, config, policy, recorder) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Latents given and outputs of the model's own forward, below what a policy does with it."""
+    calls, own = [], pipe.transformer.forward
+
+    def watched(*args, **kwargs):
+        output = own(*args, **kwargs)
+        latents = kwargs["hidden_states"]
+        if type(latents) is torch.Tensor:  # not while the order of blocks is found, without data
+            calls.append((latents.double().clone(), output[0].double().clone()))
+        return output
+
+    pipe.transformer.forward = watched
+    try:
+        generate(pipe, PROFILED_PROMPTS[0].text, config, seed=0, policy=policy, tap=recorder)
+    finally:
+        pipe.transformer.forward = own
+    return calls
 
 
-def test_a_trace_holds_first_latents_in_the_units_of_its_output(profiled, pipe):
-    """Wide enough sketches have every product of a prediction with itself and with latents."""
-    trace = TraceSet.open(profiled).traces[0]
-    steps = PROFILED_CONFIG.num_inference_steps
-    first, predictions = seen_by_model(pipe, steps)
-    exact = exact_first_latents(first, predictions)
-    own = np.diagonal(trace["group_gram"][1])
-    assert trace["first_latents"].shape == (steps + 1,)
-    deviation = 5 * (2 / SKETCH_WIDTH) ** 0.5 * np.sqrt(np.append(own, exact[-1]) * exact[-1])
-    assert (np.abs(trace["first_latents"] - exact) < deviation).all()
+def assert_measured(pipe, config: GenerationConfig, num_blocks: int, read) -> None:
+    """The reaction of a plan is that of full tensors; `read` has latents and both predictions."""
+    sketcher = Sketcher(4099)  # wider than the latents, and so exact
+    recorders = [PredictionRecorder(sketcher, config.guidance_scale) for _ in range(2)]
+    policies = [NonePolicy(), FixedPlan(reaction_plan(num_blocks))]
+    rows = []
+    for policy, recorder in zip(policies, recorders, strict=True):
+        given, predicted = [], []
+        for latents, without, with_prompt in read(watched_run(pipe, config, policy, recorder)):
+            given.append(latents.flatten())
+            guided = without + config.guidance_scale * (with_prompt - without)
+            predicted.append(guided.flatten())
+        rows.append((torch.stack(given), torch.stack(predicted)))
+    (given, predicted), (given_off, predicted_off) = rows
+    assert given.shape[1] < sketcher.width
+    assert (len(given), len(given_off)) == (7, 5)
+    scale, expected = predicted.square().sum(dim=1).mean(), torch.zeros(7, 3)
+    for place, step in enumerate(np.flatnonzero(REACTION_PLAN)):
+        e, a = given_off[place] - given[step], predicted_off[place] - predicted[step]
+        expected[step] = torch.stack([e @ e, e @ a, a @ a]) / scale
+    found = recorders[1].reaction(recorders[0], 7)
+    assert found == pytest.approx(expected.numpy(), rel=2e-3, abs=1e-9)
+    assert np.flatnonzero(found.any(axis=1)).tolist() == OFF_AT
+    assert np.flatnonzero(found[:, 0] > 1e-6).tolist() == OFF_AT
 
 
-def made_up_recorder(latents, outputs, *, guidance_scale: float = 1.0) -> TraceRecorder:
-    """One that was shown latents and outputs (S, B, C, ...) of a model's only branch."""
-    recorder = TraceRecorder(1, Sketcher(4096), guidance_scale)
-    for step, (seen, predicted) in enumerate(zip(latents, outputs, strict=True)):
-        recorder(step, 0, MODEL, (seen,), predicted if type(predicted) is tuple else (predicted,))
+def test_the_reaction_of_a_plan_is_that_of_full_tensors(pipe):
+    """Both branches in one batch, without the prompt first; a variance behind the prediction."""
+
+    def read(calls):
+        return ((x[0], *output[:, : x.shape[1]]) for x, output in calls)
+
+    assert_measured(pipe, GenerationConfig(32, 32, 16, 7, 4.0), NUM_BLOCKS, read)
+
+
+def test_the_reaction_of_branches_that_run_apart_is_that_of_full_tensors():
+    """Wan: with the prompt first."""
+    pipe = WAN_21.build()
+    pipe.set_progress_bar_config(disable=True)
+
+    def read(calls):
+        pairs = zip(calls[::2], calls[1::2], strict=True)
+        return ((x[0], without[0], given[0]) for (x, given), (_, without) in pairs)
+
+    blocks = len(pipe.transformer.blocks)
+    assert_measured(pipe, GenerationConfig(32, 32, 5, 7, 4.0), blocks, read)
+
+
+def made_up_recorder(latents, outputs, guidance_scale: float = 1.0) -> PredictionRecorder:
+    """One that was shown latents and outputs (S, branches, B, C, ...) of a model."""
+    recorder = PredictionRecorder(Sketcher(4096), guidance_scale)
+    for step, branches in enumerate(zip(latents, outputs, strict=True)):
+        for branch, (seen, predicted) in enumerate(zip(*branches, strict=True)):
+            shown = predicted if type(predicted) is tuple else (predicted,)
+            recorder(step, branch, MODEL, (seen,), shown)
     return recorder
 
 
-def flow_generation(channels: int = 4) -> tuple[torch.Tensor, torch.Tensor, Solver]:
-    """Latents (S, 1, C, ...) before each step, predictions, and flow matching, which made them."""
-    torch.manual_seed(0)
-    sigmas = np.linspace(0.9, 0.2, 5)
-    solver = Solver(euler_solver(sigmas).response, np.ones(5))
-    outputs = torch.randn(5, 1, channels, 2, 3, 3)
-    moved = torch.einsum("js,j...->s...", torch.from_numpy(solver.response).float(), outputs)
-    first = torch.randn(1, 1, channels, 2, 3, 3)
-    return torch.cat([first, first + moved[:-1]]), outputs, solver
+def as_it_is(latents, outputs):
+    return latents, outputs
 
 
-def test_first_latents_are_found_of_any_solver_that_makes_the_latents():
-    latents, outputs, solver = flow_generation()
-    found = made_up_recorder(latents, outputs).first_latents(solver)
-    first, rows = latents[0].double().flatten(), outputs.double().flatten(1)
-    assert found == pytest.approx(exact_first_latents(first, rows), rel=1e-4, abs=1e-5)
-    # channels behind the prediction, as a variance, count for nothing
-    behind = torch.cat([outputs, torch.randn(5, 1, 4, 2, 3, 3)], dim=2)
-    assert made_up_recorder(latents, behind).first_latents(solver) == pytest.approx(found)
-    # two guidance branches in one batch: latents are there twice
-    doubled = latents.repeat(1, 2, 1, 1, 1, 1), outputs.repeat(1, 2, 1, 1, 1, 1)
-    fused = made_up_recorder(*doubled, guidance_scale=3.0).first_latents(solver)
-    assert fused == pytest.approx(found, rel=1e-4, abs=1e-5)
+def variance_behind(latents, outputs):
+    return latents, torch.cat([outputs, torch.randn(outputs.shape)], dim=3)
 
 
-def test_guided_branches_that_run_apart_have_first_latents_too():
-    latents, outputs, solver = flow_generation()
-    without = torch.randn(5, 1, 4, 2, 3, 3)
-    with_prompt = without + (outputs - without) / 3
-    recorder = TraceRecorder(1, Sketcher(4096), guidance_scale=3.0)
-    for step, branch in np.ndindex(5, 2):
-        predicted = (with_prompt, without)[branch][step]
-        recorder(step, branch, MODEL, (latents[step],), (predicted,))
-    expected = exact_first_latents(latents[0].double().flatten(), outputs.double().flatten(1))
-    assert recorder.first_latents(solver) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+def extra_channels(latents, outputs):
+    return torch.cat([latents, latents], dim=3), outputs
 
 
-def extra_channels(latents, outputs, solver):
-    return torch.cat([latents, latents], dim=2), outputs, solver
+def other_sizes(latents, outputs):
+    return latents[..., :2], outputs
 
 
-def other_sizes(latents, outputs, solver):
-    return latents[..., :2], outputs, solver
+def video_and_sound(latents, outputs):
+    return latents, [[(each, each[:, :1]) for each in step] for step in outputs]
 
 
-def video_and_sound(latents, outputs, solver):
-    return latents, [(each, each[:, :1]) for each in outputs], solver
-
-
-def scaled_input(latents, outputs, solver):
-    return latents * torch.linspace(0.5, 1, 5).reshape(5, 1, 1, 1, 1, 1), outputs, solver
-
-
-def negated_predictions(latents, outputs, solver):
-    return latents, -outputs, solver
-
-
-def unknown_solver(latents, outputs, solver):
-    return latents, outputs, None
-
-
-def solver_without_decay(latents, outputs, solver):
-    return latents, outputs, solver._replace(decay=np.zeros(5))
+def three_branches(latents, outputs):
+    return latents.repeat(1, 3, 1, 1, 1, 1, 1), outputs.repeat(1, 3, 1, 1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "told"),
     [
-        extra_channels,
-        other_sizes,
-        video_and_sound,
-        scaled_input,
-        negated_predictions,
-        unknown_solver,
-        solver_without_decay,
+        (as_it_is, True),
+        (variance_behind, True),
+        (extra_channels, False),
+        (other_sizes, False),
+        (video_and_sound, False),
+        (three_branches, False),
     ],
 )
-def test_first_latents_that_are_not_to_be_weighed_are_zeros(change):
-    latents, outputs, solver = change(*flow_generation())
-    assert made_up_recorder(latents, outputs).first_latents(solver).tolist() == [0] * 6
+def test_the_reaction_is_measured_where_latents_and_predictions_have_one_form(change, told):
+    torch.manual_seed(0)
+    runs = torch.randn(2, 2, 4, 1, 1, 4, 2, 3, 3)  # which run, which tensor, step, branch, ...
+    plain, other = (made_up_recorder(*change(*run)) for run in runs)
+    (x, v), (y, w) = runs.double().flatten(3)
+    answers = torch.stack([(y - x).square(), (y - x) * (w - v), (w - v).square()], dim=-1)
+    expected = answers.sum(dim=1) / v.square().sum(dim=1).mean()
+    assert other.reaction(plain, 4) == pytest.approx(told * expected.numpy(), rel=1e-4, abs=1e-5)
 
 
-def made_up_trace(rng, knows_first: bool = True) -> dict:
-    vectors, first = rng.normal(size=(20, 50)).cumsum(axis=0), rng.normal(size=50)
+def made_up_trace(rng) -> dict:
+    vectors = rng.normal(size=(20, 50)).cumsum(axis=0)
     return {
         "sigmas": np.linspace(0.99, 0.05, 20),
         "group_gram": np.repeat((vectors @ vectors.T)[None], 2, axis=0),
-        "first_latents": np.append(vectors @ first, first @ first) * knows_first,
     }
 
 
-@pytest.mark.parametrize("knows_first", [True, False])
 @pytest.mark.parametrize("known", [True, False])
-def test_sampled_plans_cover_reuse_forecast_and_correction(rng, known, knows_first):
-    trace = made_up_trace(rng, knows_first)
+def test_sampled_plans_cover_reuse_forecast_and_correction(rng, known):
+    trace = made_up_trace(rng)
     solver = Solver(euler_solver(trace["sigmas"]).response, np.ones(20)) if known else None
     seen = set()
     for _ in range(30):
@@ -414,11 +404,7 @@ def test_sampled_plans_cover_reuse_forecast_and_correction(rng, known, knows_fir
             assert not weighted[: np.flatnonzero(actions != COMPUTE).min(initial=20)].any()
             seen |= set(actions.tolist())
             seen |= {"corrected" for _ in np.flatnonzero(weighted & (actions == COMPUTE))}
-            seen |= {"latents" for _ in np.flatnonzero(plan.weights[:, HISTORY])}
-    expected = {COMPUTE, REUSE, FORECAST}
-    expected |= {"corrected"} if known else set()
-    expected |= {"latents"} if known and knows_first else set()
-    assert seen == expected
+    assert seen == {COMPUTE, REUSE, FORECAST} | ({"corrected"} if known else set())
 
 
 # Stopping, going on, and refusing.

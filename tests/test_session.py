@@ -16,7 +16,7 @@ from latte_by_hand import (
 import foresight
 from foresight.config import GenerationConfig, UserError
 from foresight.pipeline import generate
-from foresight.plan import COMPUTE, FORECAST, HISTORY, REUSE, Plan, plain_weights
+from foresight.plan import COMPUTE, FORECAST, REUSE, Plan, plain_weights
 from foresight.policies.fixed import FixedPlan
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
@@ -260,23 +260,20 @@ OUTPUT_COMPUTED = np.isin(np.arange(STEPS), (0, 2, 3, 6))
 
 
 def output_plan(kind: str) -> Plan:
-    """Forecasts alone; weights of three predictions; and of the latents, too."""
+    """Forecasts alone, or weights of three predictions."""
     betas = np.where(np.arange(STEPS) > 3, np.linspace(0.2, 1.1, STEPS), 0.0)
     plan = Plan.whole_stack(OUTPUT_COMPUTED, betas, NUM_BLOCKS, at_output=True)
     if kind == "forecast":
         return plan
     weights = plan.weights.copy()
-    weights[3:7] = (1.6, -0.6, 0, 0), (1.5, -0.7, 0.2, 0), (1.4, -0.9, 0.3, 0), (2.1, -1.5, 0.4, 0)
-    weights[7] = 0, 0.5, 0.5, 0
-    if kind == "latents":
-        weights[1:, HISTORY] = np.linspace(0.3, -0.4, STEPS - 1)
-        weights[8, :HISTORY] = 0
+    weights[3:7] = (1.6, -0.6, 0), (1.5, -0.7, 0.2), (1.4, -0.9, 0.3), (2.1, -1.5, 0.4)
+    weights[7] = 0, 0.5, 0.5
     return Plan.of_output(OUTPUT_COMPUTED, weights, NUM_BLOCKS)
 
 
-@pytest.mark.parametrize("kind", ["forecast", "predictions", "latents"])
+@pytest.mark.parametrize("kind", ["forecast", "predictions"])
 def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe, uncached, kind):
-    """Steps weigh the outputs that the model was run for last, and the latents they are given."""
+    """Steps weigh the outputs that the model was run for last."""
     plan, computed = output_plan(kind), OUTPUT_COMPUTED
     with watch_blocks(pipe) as calls:
         latents = run(pipe, plan)
@@ -289,7 +286,7 @@ def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe, uncached, kind):
         step = next(steps)
         if computed[step]:
             seen.insert(0, original(hidden_states=hidden_states, **others)[0])
-        return (weighted(plan.weights[step].tolist(), seen, hidden_states),)
+        return (weighted(plan.weights[step].tolist(), seen),)
 
     pipe.transformer.forward = by_hand
     try:
@@ -300,32 +297,12 @@ def test_a_plan_at_the_output_equals_a_loop_by_hand(pipe, uncached, kind):
     assert (latents - uncached).abs().max() > 0.01
 
 
-def test_the_latents_of_a_step_are_those_that_the_model_is_given(pipe):
-    """A step that returns them alone, by the scheduler itself: before and after it."""
-    weights = plain_weights(STEPS)
-    weights[4] = 0, 0, 0, 0.5
-    plan = Plan.of_output(np.arange(STEPS) != 4, weights, NUM_BLOCKS)
-    seen = []
-
-    def watch(pipe, index, timestep, tensors):
-        seen.append((timestep, tensors["latents"].clone()))
-        return tensors
-
-    run(pipe, plan, callback_on_step_end=watch)
-    (_, before), (timestep, after) = seen[3:5]
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(STEPS)
-    # Guidance of two equal predictions is either.
-    expected = scheduler.step(0.5 * before, timestep, before, return_dict=False)[0]
-    torch.testing.assert_close(after, expected, **TOLERANCE)
-
-
 def test_weights_that_are_plain_change_no_bit(pipe, uncached):
     plan = Plan.of_output(np.ones(STEPS, bool), plain_weights(STEPS), NUM_BLOCKS)
     assert torch.equal(run(pipe, plan), uncached)
     computed = np.arange(STEPS) < 6
     weights = plain_weights(STEPS)
-    weights[6:] = 1.3, -0.3, 0, 0.1
+    weights[6:] = 1.3, -0.3, 0.1
     latents = []
 
     def watch(pipe, index, timestep, tensors):
@@ -346,7 +323,7 @@ def test_predictions_that_the_pipeline_changes_in_place_are_kept_as_they_were(pi
         output[0].fill_(7.0)
         return (taken,)
 
-    plan = output_plan("latents")
+    plan = output_plan("predictions")
     expected = run(pipe, plan)
     handle = pipe.transformer.register_forward_hook(spoil)
     try:

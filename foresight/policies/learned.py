@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,12 @@ import torch
 from foresight.config import UserError
 from foresight.fingerprint import fingerprint
 from foresight.plan import Plan
-from foresight.planner import shortest_path, shortest_paths, steps_for_speedup
+from foresight.planner import refine, shortest_paths, steps_for_speedup
 from foresight.policies.base import Generation, Policy
-from foresight.policies.damage import gains_after
-from foresight.policies.multistep import (
-    LONGEST_RUN,
-    doubts_at,
-    local_energies,
-    multistep_weights,
-)
+from foresight.policies.multistep import carry_out, local_energies
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.promise import QualityPromise
+from foresight.policies.reaction import gains_after
 from foresight.solver import Solver, euler_solver
 
 
@@ -57,7 +53,7 @@ class LearnedPolicy(Policy):
         self.speedup = 2.0
         self.quality: float | None = None
         self._confidence = 0.9
-        self._known: dict[tuple[int | bytes, ...], np.ndarray] = {}
+        self._known: dict[tuple[str | bool | bytes, ...], np.ndarray] = {}
 
     @property
     def setting(self) -> str:
@@ -186,33 +182,31 @@ class LearnedPolicy(Policy):
             )
 
     def begin(self, generation: Generation) -> Plan:
-        steps = generation.num_steps
-        count = None if self.quality is not None else self._affordable(steps)
-        longest = LONGEST_RUN if count is None else max(LONGEST_RUN, -(-steps // count))
-        computed = self._choose(self._weights(generation, longest), count)
-        weights = multistep_weights(
-            self._reference(generation),
-            _solver(generation),
-            computed,
-            doubts_at(np.asarray(generation.sigmas)),
-        )
+        solver, sigmas = _solver(generation), np.asarray(generation.sigmas)
+        reaction = self.model.reaction.at(sigmas)
+        path = self.path(generation)
+        if self.quality is None:
+            count = self._affordable(generation.num_steps)
+        else:
+            energies = carry_out(path, solver, reaction, self._starts(generation))[1]
+            assert self.promise is not None
+            most = self.promise.highest_log_damage(self.quality, self._confidence)
+            count = 1 + int(np.argmax(energies <= np.exp(most)))  # all computed leaves nothing
+        computed = self._steps(generation, count)
+        weights = carry_out(path, solver, reaction, computed[None])[0][0]
         return Plan.of_output(computed, weights, generation.num_blocks)
 
-    def _choose(self, weight: np.ndarray, count: int | None) -> np.ndarray:
-        """The steps to compute, bool (S,): `count`, or as few as reach the quality if None."""
-        if count is not None:
-            return shortest_path(weight, count)
-        assert self.promise is not None
-        assert self.quality is not None
-        most = self.promise.highest_log_damage(self.quality, self._confidence)
-        limit = np.exp(self.model.damage.power.item() * most)
-        return next(path for cost, path in shortest_paths(weight, len(weight)) if cost <= limit)
+    def path(self, generation: Generation) -> np.ndarray:
+        """Predictions to be expected of a generation, (S, R) coordinates.
 
-    def _weights(self, generation: Generation, longest: int) -> np.ndarray:
-        """What each run adds to the damage of a plan, (S, S, S + 1), see `local_energies`."""
-        gains = gains_after(self.model.damage, generation.sigmas)
-        left = self._energies(generation, longest) * self._pace(generation) * gains
-        return left ** self.model.damage.power.item()
+        Those of the mean prompt, each change from step to step as much larger or smaller as the
+        network says of this one.
+        """
+        prompt = torch.from_numpy(np.asarray(generation.prompt_embedding)).float()
+        features = torch.tensor([config_features(generation.config)])
+        return stretched(
+            self._mean_path(generation), self.model, generation.sigmas, prompt[None], features
+        )
 
     def _affordable(self, steps: int) -> int:
         """How many steps come closest to the speed-up."""
@@ -225,40 +219,70 @@ class LearnedPolicy(Policy):
         )
         return min(steps, max(1, int(allowed + 0.5)))
 
-    def _energies(self, generation: Generation, longest: int) -> np.ndarray:
-        """What runs leave on average; the same for all generations of one solver and step count."""
+    def _steps(self, generation: Generation, count: int) -> np.ndarray:
+        """Which steps to compute, bool (S,), given how many; for the mean prompt."""
+
+        def search() -> np.ndarray:
+            solver, path = _solver(generation), self._mean_path(generation)
+            reaction = self.model.reaction.at(generation.sigmas)
+            return refine(
+                self._starts(generation)[count - 1],
+                lambda computed: carry_out(path, solver, reaction, computed)[1],
+            )
+
+        return self._once(generation, f"steps {count}", search)
+
+    def _starts(self, generation: Generation) -> np.ndarray:
+        """Good choices of 1, 2, ... S steps: (S, S), those of least summed damage of their runs."""
+
+        def plan() -> np.ndarray:
+            solver, path = _solver(generation), self._mean_path(generation)
+            gains = gains_after(solver, self.model.reaction.at(generation.sigmas))
+            damage = local_energies(path, solver, len(path)) * gains
+            return np.stack([computed for _, computed in shortest_paths(damage, len(path))])
+
+        return self._once(generation, "starts", plan)
+
+    def _mean_path(self, generation: Generation) -> np.ndarray:
+        return self._once(
+            generation,
+            "path",
+            lambda: self.model.path(np.asarray(generation.sigmas), _solver(generation)),
+        )
+
+    def _once(
+        self, generation: Generation, what: str, make: Callable[[], np.ndarray]
+    ) -> np.ndarray:
+        """What is the same for all generations of one solver and schedule."""
         solver = _solver(generation)
-        parts = generation.sigmas, solver.response, solver.decay
-        key = (longest, *(part.tobytes() for part in parts))
+        parts = np.asarray(generation.sigmas), solver.response, solver.decay
+        key = (what, solver.known, *(part.tobytes() for part in parts))
         if key not in self._known:
-            self._known[key] = local_energies(self._reference(generation), solver, longest)
+            self._known[key] = make()
         return self._known[key]
 
-    @torch.no_grad()
-    def _reference(self, generation: Generation) -> np.ndarray:
-        """Inner products (S + 1, S + 1) of the predictions and first latents to be expected."""
-        return self.model.reference(torch.from_numpy(np.asarray(generation.sigmas)).float()).numpy()
 
-    @torch.no_grad()
-    def _pace(self, generation: Generation) -> np.ndarray:
-        """How much more than on average runs leave, (S, S + 1) by the steps around them."""
-        prompt = torch.from_numpy(np.asarray(generation.prompt_embedding)).float()
-        features = torch.tensor([config_features(generation.config)])
-        sigmas = torch.from_numpy(np.asarray(generation.sigmas)).float()
-        pace = self.model.log_pace(sigmas, self.model.context(prompt[None], features))[0]
-        return mean_pace(pace.double().exp().numpy())
+def stretched(
+    path: np.ndarray,
+    model: ReuseModel,
+    sigmas: np.ndarray,
+    prompt: torch.Tensor,
+    features: torch.Tensor,
+) -> np.ndarray:
+    """A mean path (S, R) as one generation goes along it.
 
-
-def mean_pace(pace: np.ndarray) -> np.ndarray:
-    """Mean of a pace per step (S,) over the steps of each run and the one after, (S, S + 1).
-
-    By the step computed before the run and the one after it (S: none).
+    Args:
+        path: Of the mean prompt.
+        model: Says how much faster or slower this one goes.
+        sigmas: (S,).
+        prompt: (1, D) its embedding.
+        features: (1, C) its configuration's.
     """
-    steps = len(pace)
-    summed = np.append(0, np.cumsum(pace))
-    first, last = np.arange(steps)[:, None] + 1, np.minimum(np.arange(steps + 1), steps - 1)
-    count = np.maximum(last + 1 - first, 1)
-    return np.maximum(summed[last + 1] - summed[np.minimum(first, steps)], 1e-12) / count
+    levels = torch.from_numpy(np.asarray(sigmas)).float()
+    with torch.no_grad():
+        pace = model.log_pace(levels, model.context(prompt, features))[0].double().numpy()
+    steps = np.diff(path, axis=0, prepend=0) * np.exp(pace / 2)[:, None]
+    return np.cumsum(steps, axis=0)
 
 
 def _solver(generation: Generation) -> Solver:

@@ -1,105 +1,135 @@
 """Standing in for predictions: a linear multistep method whose coefficients come from traces.
 
-Where a step is skipped, a weighted sum of the predictions computed last and of the latents at hand
-stands in for its prediction; where one is computed, its prediction is weighted likewise, which
-makes good what was missed before it. The weights are those of least squares: after each step the
-latents shall come as close as can be to those of the uncached generation. Latents are a known
-linear function of first latents and predictions (the solver's), so that all of it follows from
-inner products, before the first step.
+Where a step is skipped, a weighted sum of the predictions computed last stands in for its own;
+where one is computed, its prediction is weighted likewise, which makes good what was missed before
+it. The weights are those of least squares: after each step the latents shall come as close as can
+be to those of the uncached generation.
 
-All vectors here are combinations of the predictions v[0], ... v[S-1] of the uncached generation and
-its first latents, in this order; `gram` (S + 1, S + 1) are the inner products of those. Zeros stand
-for first latents that are not known; latents are then left out.
+What is needed for that is known before the first step. Latents are a linear function of
+predictions (the solver's response), predictions are known by their inner products, and how they
+answer latents that are off is the learned `Reaction`. So a plan is carried out on paper, in
+coordinates: those that span the uncached predictions, twice, for the directions in which the model
+reacts more and less than on average, and one for the fresh error of each step.
 """
-
-import itertools
-from collections.abc import Iterator
 
 import numpy as np
 
 from foresight.plan import HISTORY, plain_weights
+from foresight.policies.reaction import Reaction
 from foresight.solver import Solver
 
 LONGEST_RUN = 8
 RIDGE = 1e-3  # keeps weights from living off rounding
 SMOOTHNESS = 0.3  # what a prediction that is itself right counts, beside right latents after it
-DOUBT = 1e-4  # see `doubts_at`; chosen on validation prompts of both embedded models
 TINY = 1e-12
-# What is fitted: how far to go from plain reuse of v[a] along v[a] itself, the last differences
-# v[a] - v[p] and v[p] - v[q], and the latents. Rows are these, columns v[a], v[p], v[q], latents.
-WAYS = np.array([[1.0, 0, 0, 0], [1, -1, 0, 0], [0, 1, -1, 0], [0, 0, 0, 1]])
+# What is fitted: how far to go from plain reuse of v[a] along v[a] itself and the last differences
+# v[a] - v[p] and v[p] - v[q]. Rows are these, columns v[a], v[p], v[q].
+WAYS = np.array([[1.0, 0, 0], [1, -1, 0], [0, 1, -1]])
 
 
-def with_first_latents(gram: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Inner products (S + 1, S + 1) from those of predictions (S, S) and of first latents.
-
-    Args:
-        gram: Of the predictions.
-        first: (S + 1,) of the first latents with each prediction, then with themselves.
-    """
-    return np.block([[gram, first[:-1, None]], [first[None, :-1], first[-1:, None]]])
+def coordinates(gram: np.ndarray) -> np.ndarray:
+    """Vectors (S, R) with inner products `gram` (S, S), in as few dimensions as rounding allows."""
+    scale, axes = np.linalg.eigh(gram)
+    kept = scale > 1e-9 * scale[-1]
+    return axes[:, kept] * np.sqrt(scale[kept])
 
 
-def doubts_at(sigmas: np.ndarray) -> np.ndarray:
-    """Energy by which predictions are off where steps were skipped before, (S,).
-
-    Over the mean energy of predictions. A model answers latents that are off a little with
-    predictions that are off in ways that traces do not tell; the more, the more noise there is.
-    Without this, weights trust small differences of predictions too much.
-    """
-    noise = sigmas / np.maximum(1 - sigmas, 0.003)
-    return DOUBT * (1 + noise**1.5)
-
-
-def multistep_weights(
-    gram: np.ndarray,
+def carry_out(
+    path: np.ndarray,
     solver: Solver,
+    reaction: Reaction,
     computed: np.ndarray,
-    doubts: np.ndarray | None = None,
-    history: int = HISTORY,
-) -> np.ndarray:
-    """The weights (S, HISTORY + 1) of a plan that computes some steps, see `Plan`.
+    weights: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Carry plans out on paper.
 
     Args:
-        gram: (S + 1, S + 1), see above.
+        path: (S, R) uncached predictions, see `coordinates`.
         solver: Of the generation; nothing is corrected where it is not known.
-        computed: bool (S,); step 0 is computed.
-        doubts: (S,), see `doubts_at`; none if not given.
-        history: Predictions that a step may read, at most HISTORY.
+        reaction: At the generation's noise levels.
+        computed: bool (C, S), of C plans; step 0 is computed.
+        weights: (C, S, HISTORY) of the plans; those of least squares if not given.
+
+    Returns:
+        The weights (C, S, HISTORY), see `Plan`, and the energy (C,) of what the final latents are
+        off by.
     """
-    steps = len(computed)
-    true, latents = np.eye(steps + 1), _latents(solver)
-    returned, now = np.zeros((steps, steps + 1)), latents[0]
-    weights = plain_weights(steps).astype(float)
-    unsure = np.zeros(steps) if doubts is None else doubts * gram.diagonal()[:-1].mean()
-    done: list[int] = []
+    plans, steps = computed.shape
+    rank = 2 * path.shape[1]
+    true = np.pad(np.tile(path, 2) / np.sqrt(2), ((0, 0), (0, steps)))
+    reacts = reaction.by_coordinate(path.shape[1])
+    chosen = np.broadcast_to(plain_weights(steps), (plans, steps, HISTORY)).astype(float)
+    off = np.zeros((steps, plans, rank + steps))  # of what was returned
+    held = np.zeros((plans, HISTORY, rank + steps))
+    count = np.zeros(plans, int)
+    error = np.zeros((plans, rank + steps))
     for step in range(steps):
-        if computed[step]:
-            done.insert(0, step)
-        recent = done[:history]
-        held = _held([true[recent]], len(recent), now[None], gram, solver)
-        without = solver.decay[step] * true[steps] + solver.response[:, step] @ returned
-        exact = len(done) == step + 1  # nothing was skipped so far
-        if not exact and (solver.known or not computed[step]):
-            wanted = _wanted(step, without[None], true, latents, solver)
-            own = np.zeros(HISTORY + 1)
-            own[: len(recent)] = unsure[recent]
-            weights[step] += _fit(held, wanted - held[:, 0], gram, own)[0]
-        returned[step] = weights[step] @ held[0]
-        now = without + solver.response[step, step] * returned[step]
-    return weights
+        fresh = true[step] + reacts[step] * error
+        fresh[:, rank + step] += reaction.fresh[step] * np.linalg.norm(error, axis=1)
+        now = computed[:, step]
+        held[now] = np.concatenate([fresh[now, None], held[now, :-1]], axis=1)
+        count += now
+        carried = np.tensordot(solver.response[:step, step], off[:step], axes=1)
+        if weights is not None:
+            chosen[:, step] = weights[:, step]
+        else:
+            wrong = (count < step + 1) & (solver.known | ~now)  # something was skipped so far
+            wanted = _wanted(true[step], carried[wrong], solver, step)
+            chosen[wrong, step] += _fit(held[wrong], wanted - held[wrong, 0], count[wrong])
+        off[step] = np.einsum("ch,chd->cd", chosen[:, step], held) - true[step]
+        error = carried + solver.response[step, step] * off[step]
+    return chosen, (error**2).sum(axis=1)
 
 
-def local_energies(gram: np.ndarray, solver: Solver, longest: int = LONGEST_RUN) -> np.ndarray:
+def _wanted(
+    true: np.ndarray, carried: np.ndarray, solver: Solver, step: int | np.ndarray
+) -> np.ndarray:
+    """The prediction (B, D) that would be best at a step.
+
+    Args:
+        true: (D,) or (B, D), the uncached one.
+        carried: (B, D) what the latents after it are off by, if it is returned.
+        solver: Of the generation.
+        step: Which; one, or (B,).
+    """
+    if not solver.known:
+        return np.broadcast_to(true, carried.shape)
+    own = np.atleast_1d(solver.response[step, step])[:, None]
+    own = np.where(abs(own) < TINY, np.inf, own)  # where it moves nothing, it makes nothing good
+    return true - carried / own / (1 + SMOOTHNESS)
+
+
+def _fit(held: np.ndarray, wanted: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Changes (B, HISTORY) of plain weights that come closest to wanted changes (B, D).
+
+    Args:
+        held: (B, HISTORY, D) predictions, the latest first.
+        wanted: (B, D).
+        count: (B,) how many of them there are.
+    """
+    there = np.arange(HISTORY) < count[:, None]
+    ways = WAYS * there[:, :, None]
+    along = ways @ held
+    inner, towards = along @ along.swapaxes(1, 2), along @ wanted[:, :, None]
+    ridge = RIDGE * np.einsum("brr->b", inner) + TINY
+    inner = inner + ridge[:, None, None] * np.eye(HISTORY)
+    return (np.linalg.solve(inner, towards)[:, :, 0, None] * ways).sum(axis=1)
+
+
+def local_energies(path: np.ndarray, solver: Solver, longest: int = LONGEST_RUN) -> np.ndarray:
     """What every run of skipped steps leaves in the latents after it, if all was right before.
+
+    Args:
+        path: (S, R), see `coordinates`.
+        solver: Of the generation.
+        longest: Steps that a run may have.
 
     Returns:
         (S, S, S + 1) energies by the step computed before the last, the last, and the next (S:
         none); 0 where nothing is skipped, infinite where more than `longest` are. The two first are
         the same where only step 0 was computed.
     """
-    steps = len(solver.decay)
-    true, latents = np.eye(steps + 1), _latents(solver)
+    steps = len(path)
     found = np.full((steps, steps, steps + 1), np.inf)
     place = np.arange(steps)
     previous, latest = np.nonzero(
@@ -107,136 +137,21 @@ def local_energies(gram: np.ndarray, solver: Solver, longest: int = LONGEST_RUN)
         | ((place[:, None] == 0) & (place == 0))
     )
     found[previous, latest, latest + 1] = 0
-    missed: list[np.ndarray] = []  # in the predictions, by how far into the run: (B, S + 1)
+    missed: list[np.ndarray] = []  # in the predictions, by how far into the run: (B, R)
     for length in range(1, min(longest, steps - 1) + 1):
         inside = latest + length < steps
         previous, latest = previous[inside], latest[inside]
         missed = [each[inside] for each in missed]
         step = latest + length
-        off = _moved(missed, latest, step - 1, solver)
-        without = latents[step + 1] - solver.response[step, step][:, None] * true[step]
-        without = without + _moved(missed, latest, step, solver)
-        pair = np.stack([true[latest], true[previous]], axis=1)
-        held = _held(pair, 2, latents[step] + off, gram, solver)
-        held[previous == latest, 1] = 0
-        wanted = _wanted(step, without, true, latents, solver)
-        returned = held[:, 0] + _along(held, _fit(held, wanted - held[:, 0], gram))
-        missed.append(returned - true[step])
-        left = _moved(missed, latest, step, solver)
-        found[previous, latest, step + 1] = np.maximum(((left @ gram) * left).sum(axis=1), TINY)
+        carried = np.zeros((len(step), path.shape[1]))
+        for into, each in enumerate(missed, start=1):
+            carried += solver.response[latest + into, step][:, None] * each
+        held = np.stack([path[latest], path[previous], np.zeros((len(step), path.shape[1]))], 1)
+        own = solver.response[step, step][:, None]
+        wanted = _wanted(path[step], carried, solver, step)
+        weights = _fit(held, wanted - held[:, 0], 1 + (previous < latest))
+        weights[:, 0] += 1
+        missed.append(np.einsum("bh,bhd->bd", weights, held) - path[step])
+        left = carried + own * missed[-1]
+        found[previous, latest, step + 1] = np.maximum((left**2).sum(axis=1), TINY)
     return found
-
-
-def run_energies(
-    gram: np.ndarray, solver: Solver, computed: np.ndarray, weights: np.ndarray
-) -> Iterator[tuple[int, int, float]]:
-    """What each run of a given plan leaves in the latents after it, if all was right before.
-
-    Args:
-        gram: (S + 1, S + 1), see above.
-        solver: Of the generation.
-        computed: bool (S,).
-        weights: (S, HISTORY + 1) of the plan.
-
-    Yields:
-        The step computed last, the one computed next (S: none), and the energy.
-    """
-    steps = len(computed)
-    true, latents = np.eye(steps + 1), _latents(solver)
-    order = [*np.flatnonzero(computed).tolist(), steps]
-    for count, (latest, following) in enumerate(itertools.pairwise(order), start=1):
-        if following == latest + 1:
-            continue
-        predictions = true[order[max(0, count - HISTORY) : count][::-1]]
-        missed: list[np.ndarray] = []
-        here = np.array([latest])
-        for step in range(latest + 1, following):
-            now = latents[step] + _moved(missed, here, np.array([step - 1]), solver)[0]
-            recent = weights[step, : len(predictions)] @ predictions
-            missed.append((recent + weights[step, HISTORY] * now - true[step])[None])
-        left = _moved(missed, here, np.array([following - 1]), solver)[0]
-        yield latest, following, max(float(left @ gram @ left), TINY)
-
-
-def _latents(solver: Solver) -> np.ndarray:
-    """Latents before each step and at the end, (S + 1, S + 1)."""
-    steps = len(solver.decay)
-    latents = np.zeros((steps + 1, steps + 1))
-    latents[0, steps] = 1
-    latents[1:, :steps], latents[1:, steps] = solver.response.T, solver.decay
-    return latents
-
-
-def _moved(
-    missed: list[np.ndarray], latest: np.ndarray, step: np.ndarray, solver: Solver
-) -> np.ndarray:
-    """How far latents (B, S + 1) are off after a step, from what runs missed since the latest."""
-    total = np.zeros((len(latest), len(solver.decay) + 1))
-    for place, each in enumerate(missed, start=1):
-        total += solver.response[latest + place, step][:, None] * each
-    return total
-
-
-def _held(
-    predictions: np.ndarray | list[np.ndarray],
-    count: int,
-    latents: np.ndarray,
-    gram: np.ndarray,
-    solver: Solver,
-) -> np.ndarray:
-    """What may be weighted, (B, HISTORY + 1, S + 1): predictions, zeros where none, and latents."""
-    held = np.zeros((len(latents), HISTORY + 1, latents.shape[1]))
-    held[:, : min(count, HISTORY)] = predictions
-    if gram[-1, -1] > 0 and solver.decay.any():
-        held[:, HISTORY] = latents
-    return held
-
-
-def _wanted(
-    step: int | np.ndarray,
-    without: np.ndarray,
-    true: np.ndarray,
-    latents: np.ndarray,
-    solver: Solver,
-) -> np.ndarray:
-    """The prediction (B, S + 1) that would be best at a step.
-
-    Args:
-        step: One, or (B,).
-        without: (B, S + 1) latents after it if it were to predict nothing.
-        true: The basis.
-        latents: Of the uncached generation, before each step and at the end.
-        solver: Of the generation.
-    """
-    own = np.atleast_1d(solver.response[step, step])[:, None]
-    if not solver.known or (abs(own) < TINY).any():
-        return np.broadcast_to(true[step], without.shape)
-    needed = (latents[np.asarray(step) + 1] - without) / own
-    return (needed + SMOOTHNESS * true[step]) / (1 + SMOOTHNESS)
-
-
-def _fit(
-    held: np.ndarray, wanted: np.ndarray, gram: np.ndarray, own: np.ndarray | None = None
-) -> np.ndarray:
-    """Changes (B, HISTORY + 1) of plain weights that come closest to wanted changes (B, S + 1).
-
-    Each of what is held may have an energy of its `own` (HISTORY + 1,) that `gram` knows nothing
-    of.
-    """
-    there = (held != 0).any(axis=2)
-    ways = np.broadcast_to(WAYS, (len(held), *WAYS.shape)).copy()
-    ways[:, 1:3] *= there[:, 1:3, None]
-    along = ways @ held
-    measured = along @ gram
-    inner, towards = measured @ along.swapaxes(1, 2), measured @ wanted[:, :, None]
-    if own is not None:
-        inner = inner + (ways * own) @ ways.swapaxes(1, 2)
-        towards = towards - (ways * own)[:, :, :1]
-    ridge = RIDGE * np.einsum("brr->br", inner) + TINY
-    inner = inner + ridge[:, :, None] * np.eye(len(WAYS))
-    return np.linalg.solve(inner, towards)[:, :, 0] @ WAYS * there
-
-
-def _along(held: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sums (B, S + 1)."""
-    return (weights[:, :, None] * held).sum(axis=1)

@@ -12,18 +12,21 @@ the last computed step a and the one before, p, the network predicts
     log_forecast  log of what the forecast leaves
 
 Plans are made at the output: from its kernel follows how best to stand in for what is skipped, the
-predicted change from step to step says how much more or less that leaves for this prompt, and
-`damage` what is left of it in the video.
+predicted change from step to step says how much faster or slower this prompt moves than others, and
+`reaction` how the model answers what is left.
 """
 
 import math
 
+import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from foresight.config import GenerationConfig
-from foresight.policies.damage import DamageModel, log_ratio
+from foresight.policies.reaction import ReactionModel
+from foresight.policies.trajectory import resampled
+from foresight.solver import Solver
 
 NUM_CONFIG_FEATURES = 5
 OUTPUT = 0  # the entity that plans are made at
@@ -57,7 +60,8 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
     config_scale: torch.Tensor
     grid: torch.Tensor
     kernel: torch.Tensor
-    first: torch.Tensor
+    response: torch.Tensor
+    decay: torch.Tensor
 
     def __init__(
         self,
@@ -70,7 +74,8 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         super().__init__()
         self.register_buffer("grid", torch.linspace(1, 0, num_levels))
         self.register_buffer("kernel", torch.eye(num_levels).repeat(num_blocks + 1, 1, 1))
-        self.register_buffer("first", torch.zeros(num_levels + 1))
+        self.register_buffer("response", torch.zeros(num_levels, num_levels, dtype=torch.float64))
+        self.register_buffer("decay", torch.zeros(num_levels, dtype=torch.float64))
         self.register_buffer("prompt_mean", torch.zeros(prompt_width))
         self.register_buffer("prompt_scale", torch.ones(prompt_width))
         self.register_buffer("config_mean", torch.zeros(NUM_CONFIG_FEATURES))
@@ -84,7 +89,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         self.trunk = nn.Sequential(
             nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), answers
         )
-        self.damage = DamageModel()
+        self.reaction = ReactionModel()
         nn.init.normal_(self.entity.weight, std=0.3)
 
     def fit_inputs(self, prompts: torch.Tensor, configs: torch.Tensor) -> None:
@@ -99,17 +104,18 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
                 torch.where(spread > 1e-4, 1 / spread.clamp(min=1e-4), 0.0)
             )
 
-    def fit_kernel(self, grid: torch.Tensor, grams: torch.Tensor, first: torch.Tensor) -> None:
-        """Take mean inner products over the noise levels `grid` (M,), falling.
+    def fit_kernel(self, grid: torch.Tensor, grams: torch.Tensor, solver: Solver) -> None:
+        """Take mean inner products over the noise levels of a schedule.
 
         Args:
-            grid: Noise levels.
+            grid: (M,) noise levels, falling.
             grams: (N + 1, M, M) of every entity with itself.
-            first: (M + 1,) of the first latents with the output, then with themselves.
+            solver: Of that schedule.
         """
         self.grid.copy_(grid)
         self.kernel.copy_(grams)
-        self.first.copy_(first)
+        self.response.copy_(torch.from_numpy(solver.response))
+        self.decay.copy_(torch.from_numpy(solver.decay))
 
     def _place(self, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The level of the grid after each of some (any shape), and how near it is: 0 to 1."""
@@ -189,18 +195,16 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
             "log_forecast": torch.where(before > 1e-6, known_left, known_reuse) + left,
         }
 
-    def reference(self, sigmas: torch.Tensor) -> torch.Tensor:
-        """Mean inner products (S + 1, S + 1) of outputs at sigmas (S,) and the first latents."""
-        place, share = self._place(sigmas)
-        levels = len(self.grid)
-        weights = torch.zeros(len(sigmas) + 1, levels + 1, dtype=torch.float64)
-        weights[:-1].scatter_(
-            1, torch.stack([place - 1, place], 1), torch.stack([1 - share, share], 1)
+    def path(self, sigmas: np.ndarray, solver: Solver) -> np.ndarray:
+        """Outputs to be expected on average at sigmas (S,) under a solver, (S, R) coordinates."""
+        return resampled(
+            self.kernel[OUTPUT].double().numpy(),
+            self.grid.double().numpy(),
+            Solver(self.response.numpy(), self.decay.numpy()),
+            np.asarray(sigmas, float),
+            solver,
+            self.reaction.at(sigmas),
         )
-        weights[-1, -1] = 1
-        kernel = nn.functional.pad(self.kernel[OUTPUT].double(), (0, 1, 0, 1))
-        kernel[-1], kernel[:, -1] = self.first, self.first
-        return weights @ kernel @ weights.mT
 
     def log_pace(self, sigmas: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """By how much the output's squared change to each step exceeds the kernel's, (G, S) logs.
@@ -226,3 +230,9 @@ def _waves(sigmas: torch.Tensor) -> torch.Tensor:
     angles = sigmas[..., None] * math.pi * frequencies
     level = log_ratio(sigmas)[..., None] / 4
     return torch.cat([level, sigmas[..., None], level**2, angles.sin(), angles.cos()], dim=-1)
+
+
+def log_ratio(sigmas: torch.Tensor) -> torch.Tensor:
+    """Log of signal over noise, with sigmas kept off 0 and 1."""
+    inside = sigmas.clamp(1e-4, 1 - 1e-4)
+    return ((1 - inside) / inside).log()

@@ -62,8 +62,7 @@ class ByHand:
             self.passes += 1
             if not self.plan.at_output:
                 return forward(*args, **kwargs)
-            latents = inspect.signature(forward).bind(*args, **kwargs).arguments["hidden_states"]
-            output = self._weigh(transformer, latents, lambda: forward(*args, **kwargs))
+            output = self._weigh(transformer, lambda: forward(*args, **kwargs))
             # Kandinsky 5 asks for an output object, the others for a tuple
             return SimpleNamespace(sample=_parts(output)[0]) if kwargs["return_dict"] else output
 
@@ -87,10 +86,8 @@ class ByHand:
 
         return by_hand
 
-    def _weigh(
-        self, transformer: str, latents: torch.Tensor, compute: Callable[[], Any]
-    ) -> Streams:
-        """Compute and store if need be; then weigh what is stored, and the latents."""
+    def _weigh(self, transformer: str, compute: Callable[[], Any]) -> Streams:
+        """Compute and store if need be; then weigh what is stored."""
         kept = self.residuals[transformer, self.branch, OUTPUT]
         weights = self.plan.weights[self.step].tolist()
         planned = self.plan.actions[self.step, 0] == COMPUTE
@@ -98,16 +95,12 @@ class ByHand:
         begins = not planned and not kept
         if planned or begins:
             kept.append(_parts(compute()))
-        if begins or any(weights[len(kept) : HISTORY]):
-            weights = [1.0, 0.0, 0.0, 0.0]
+        if begins or any(weights[len(kept) :]):
+            weights = [1.0, 0.0, 0.0]
         sums = []
         for parts in zip(*reversed(kept[-HISTORY:]), strict=True):
-            pairs = zip(weights[:HISTORY], parts, strict=False)
+            pairs = zip(weights, parts, strict=False)
             sums.append(sum(weight * part for weight, part in pairs))
-        if weights[HISTORY]:
-            channels = latents.shape[1]
-            ahead = sums[0][:, :channels] + weights[HISTORY] * latents
-            sums[0] = torch.cat([ahead, sums[0][:, channels:]], dim=1)
         return tuple(sums)
 
     def _act(

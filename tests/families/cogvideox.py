@@ -110,5 +110,4 @@ CONSISID = Family(
     call={**_CALL, "image": Image.new("RGB", (16, 16), "red"), **_face_features()},
     blocks=names("transformer_blocks", 4),
     returns=_RETURNS,
-    weighs_latents=False,
 )

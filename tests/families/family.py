@@ -41,8 +41,6 @@ class Family:
         scheduler_steps: Calls of `scheduler.step` in one step of the loop.
         has_callback: Whether the pipeline takes `callback_on_step_end`.
         transformers: Names of the pipeline's transformers.
-        weighs_latents: Whether predictions have the form of the latents that the model is given,
-            but for channels behind it.
     """
 
     name: str
@@ -57,7 +55,6 @@ class Family:
     scheduler_steps: int = 1
     has_callback: bool = True
     transformers: tuple[str, ...] = ("transformer",)
-    weighs_latents: bool = True
 
     @property
     def streams(self) -> int:

@@ -177,7 +177,6 @@ HUNYUAN_VIDEO_15 = Family(
     cache_context=True,
     text_blocks=names("context_embedder.token_refiner.refiner_blocks", 2),
     has_callback=False,
-    weighs_latents=False,
 )
 KANDINSKY_5 = Family(
     name="Kandinsky 5",

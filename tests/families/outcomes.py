@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import foresight
-from foresight.plan import COMPUTE, FORECAST, HISTORY, REUSE, Plan, plain_weights
+from foresight.plan import COMPUTE, FORECAST, REUSE, Plan, plain_weights
 from foresight.policies.fixed import FixedPlan
 
 from .by_hand import ByHand, counted
@@ -51,9 +51,7 @@ def plans(family: Family) -> Iterator[Plan]:
     yield Plan.whole_stack(computed, forecasts, width)
     yield Plan.whole_stack(computed, forecasts, width, at_output=True)
     weights = plain_weights(STEPS)
-    weights[2:] = (1.5, -0.5, 0, 0), (1.4, -0.1, -0.3, 0), (0.8, 0.4, -0.2, 0), (0.9, 0, 0.1, 0)
-    if family.weighs_latents:
-        weights[1:, HISTORY] = 0.02, 0.15, -0.1, 0.2, -0.05
+    weights[2:] = (1.5, -0.5, 0), (1.4, -0.1, -0.3), (0.8, 0.4, -0.2), (0.9, 0, 0.1)
     yield Plan.of_output(computed, weights, width)
 
 

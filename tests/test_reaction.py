@@ -1,0 +1,146 @@
+"""How a model answers latents that are off: its curves, and what errors come to by the end."""
+
+import numpy as np
+import pytest
+import torch
+from solvers_by_hand import (
+    MULTISTEP,
+    ONE_STEP,
+    SOLVER_STEPS,
+    known_solver,
+    latents_along,
+    precision,
+)
+
+from foresight.policies.reaction import Reaction, ReactionModel, gains_after, noise_level
+from foresight.solver import euler_solver
+
+GAIN, SHARE, PERSISTENCE = (0.4, -0.7, 0.2, 0.05), (0.1, 0.2, -0.1), 0.6
+REACTION = Reaction(
+    np.linspace(-0.8, 0.9, SOLVER_STEPS),
+    np.linspace(0.9, 0.2, SOLVER_STEPS),
+    np.full(SOLVER_STEPS, 0.3),
+)
+
+
+def name_of(scheduler) -> str:
+    return type(scheduler).__name__
+
+
+@pytest.fixture
+def model() -> ReactionModel:
+    model = ReactionModel()
+    model.gain.copy_(torch.tensor(GAIN))
+    model.share.copy_(torch.tensor(SHARE))
+    model.known.copy_(torch.tensor([-1.5, 1.2]))
+    model.persistence.fill_(PERSISTENCE)
+    return model
+
+
+def by_hand(sigma: float) -> tuple[float, float, float]:
+    """Along the error, in halves of all directions, and fresh, by polynomials of the noise level.
+
+    That is half the log of signal over noise.
+    """
+    level = min(max(np.log((1 - sigma) / sigma) / 2, -1.5), 1.2)
+    gain = np.exp(sum(each * level**power for power, each in enumerate(GAIN)))
+    share = min(max(sum(each * level**power for power, each in enumerate(SHARE)), -0.98), 0.98)
+    across = gain * (1 - share**2) ** 0.5
+    return gain * share, 0.6 * across, 0.8 * across
+
+
+def test_the_reaction_is_a_curve_over_the_noise_level(model):
+    sigmas = np.array([0.94, 0.7, 0.5, 0.2, 0.09])
+    expected = np.array([by_hand(sigma) for sigma in sigmas]).T
+    assert np.stack(model.at(sigmas)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_halves_of_all_directions_react_more_and_less(model):
+    """Errors along both alike have the energy of the coherent and the spread together."""
+    reaction = model.at(np.array([0.9, 0.3]))
+    along = reaction.by_coordinate(3)
+    assert along.shape == (2, 8)
+    for step, (coherent, spread, _) in enumerate(zip(*reaction, strict=True)):
+        expected = [coherent + spread] * 3 + [coherent - spread] * 3 + [coherent] * 2
+        assert along[step] == pytest.approx(expected)
+        assert np.square(along[step, :6]).mean() == pytest.approx(coherent**2 + spread**2)
+
+
+def test_beyond_what_is_known_the_reaction_stays_level(model):
+    inside = 1 / (1 + np.exp(2 * np.array([-1.5, 1.2])))  # at the known ends
+    ends, beyond = model.at(inside), model.at(np.array([1.0, 0.0]))
+    assert np.stack(beyond) == pytest.approx(np.stack(ends), rel=1e-6)
+    assert np.stack(model.at(np.array([0.99, 0.02]))) == pytest.approx(np.stack(ends), rel=1e-6)
+
+
+def test_coherent_shares_stay_below_all_of_it(model):
+    for sign in (1, -1):
+        model.share.copy_(torch.tensor([3.0 * sign, 0, 0]))
+        coherent, spread, fresh = model.at(np.array([0.5]))
+        gain = np.sqrt(coherent**2 + spread**2 + fresh**2)
+        assert coherent / gain == pytest.approx(0.98 * sign)
+        assert min(spread, fresh) > 0
+
+
+def test_noise_levels_are_finite_at_both_ends():
+    assert noise_level(np.array([0.5])) == pytest.approx(0)
+    assert np.isfinite(noise_level(np.array([1.0, 0.0]))).all()
+
+
+# Gains.
+
+
+def energy_at_the_end(scheduler, reaction: Reaction, start: int) -> float:
+    """Of latents that are off by 1 before a step, in a real run of a model of two directions."""
+    true, first = torch.randn(SOLVER_STEPS, 2).double(), torch.randn(2).double()
+    plain = latents_along(scheduler, first, lambda step, _: true[step])
+    unit = torch.full((2,), 0.5**0.5).double()
+    # Before all steps but the first, a prediction makes the latents off that counts no further.
+    push = unit / known_solver(scheduler).response[start - 1, start - 1]
+
+    def predict(step: int, latents: torch.Tensor) -> torch.Tensor:
+        coherent, spread = float(reaction.coherent[step]), float(reaction.spread[step])
+        answer = torch.tensor([coherent + spread, coherent - spread]) * (latents - plain[step])
+        return true[step] + answer + (push if step == start - 1 else 0)
+
+    off = latents_along(scheduler, first + unit if start == 0 else first, predict) - plain
+    assert off[start].square().sum().item() == pytest.approx(1, rel=1e-3)
+    return off[-1].square().sum().item()
+
+
+@pytest.mark.parametrize("scheduler", ONE_STEP, ids=name_of)
+def test_gains_are_what_errors_before_each_step_come_to(scheduler):
+    torch.manual_seed(0)
+    found = gains_after(known_solver(scheduler), REACTION)
+    expected = [energy_at_the_end(scheduler, REACTION, s) for s in range(SOLVER_STEPS + 1)]
+    assert found == pytest.approx(expected, rel=100 * precision(scheduler))
+    assert max(expected) > 1.5 * min(expected)
+
+
+@pytest.mark.parametrize("scheduler", MULTISTEP, ids=name_of)
+def test_gains_of_first_and_final_latents_are_exact_for_solvers_that_look_back(scheduler):
+    torch.manual_seed(0)
+    found = gains_after(known_solver(scheduler), REACTION)
+    assert found[0] == pytest.approx(energy_at_the_end(scheduler, REACTION, 0), rel=1e-4)
+    assert found[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_gains_under_flow_matching_are_a_product(known):
+    """With first latents that stay whole, and where nothing is known of them."""
+    sigmas = np.linspace(0.97, 0.2, 7)
+    rng = np.random.default_rng(0)
+    reaction = Reaction(rng.normal(size=7), rng.uniform(0, 1, size=7), np.zeros(7))
+    solver = euler_solver(sigmas)
+    if known:
+        solver = solver._replace(decay=np.ones(7), known=True)
+    sizes = np.diff(np.append(sigmas, 0))
+    halves = 1 + sizes * (reaction.coherent + np.outer([1, -1], reaction.spread))
+    expected = [np.prod(halves[:, start:] ** 2, axis=1).mean() for start in range(8)]
+    assert gains_after(solver, reaction) == pytest.approx(expected)
+
+
+def test_unless_the_model_answers_nothing_grows_or_heals():
+    """Under flow matching."""
+    unmoved = Reaction(*np.zeros((3, 5)))
+    assert gains_after(euler_solver(np.linspace(1, 0.1, 5)), unmoved) == pytest.approx(np.ones(6))
