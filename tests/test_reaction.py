@@ -58,12 +58,23 @@ def test_the_reaction_is_a_curve_over_the_noise_level(model):
 def test_halves_of_all_directions_react_more_and_less(model):
     """Errors along both alike have the energy of the coherent and the spread together."""
     reaction = model.at(np.array([0.9, 0.3]))
-    along = reaction.by_coordinate(3)
-    assert along.shape == (2, 8)
-    for step, (coherent, spread, _) in enumerate(zip(*reaction, strict=True)):
+    for step, (coherent, spread, fresh) in enumerate(zip(*reaction, strict=True)):
+        answers = reaction.answer(step, np.eye(8))
+        answers[:, 6 + step] -= fresh
+        along = answers.diagonal()
+        assert along.shape == (8,)
         expected = [coherent + spread] * 3 + [coherent - spread] * 3 + [coherent] * 2
-        assert along[step] == pytest.approx(expected)
-        assert np.square(along[step, :6]).mean() == pytest.approx(coherent**2 + spread**2)
+        assert along == pytest.approx(expected)
+        assert answers == pytest.approx(np.diag(expected))
+        assert np.square(along[:6]).mean() == pytest.approx(coherent**2 + spread**2)
+
+
+def test_embedding_keeps_inner_products(model):
+    reaction = model.at(np.array([0.9, 0.3]))
+    path = np.array([[1.0, 2, 3], [0, 1, -1]])
+    embedded = reaction.embedded(path)
+    assert embedded.shape == (2, 8)
+    assert embedded @ embedded.T == pytest.approx(path @ path.T)
 
 
 def test_beyond_what_is_known_the_reaction_stays_level(model):

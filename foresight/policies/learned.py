@@ -192,9 +192,11 @@ class LearnedPolicy(Policy):
             assert self.promise is not None
             most = self.promise.highest_log_damage(self.quality, self._confidence)
             count = 1 + int(np.argmax(energies <= np.exp(most)))  # all computed leaves nothing
-        computed = self._steps(generation, count)
-        weights = carry_out(path, solver, reaction, computed[None])[0][0]
-        return Plan.of_output(computed, weights, generation.num_blocks)
+        # Searched for the mean prompt; for another one where the search began may be better still.
+        choices = np.stack([self._steps(generation, count), self._starts(generation)[count - 1]])
+        weights, energies = carry_out(path, solver, reaction, choices)
+        best = int(energies.argmin())
+        return Plan.of_output(choices[best], weights[best], generation.num_blocks)
 
     def path(self, generation: Generation) -> np.ndarray:
         """Predictions to be expected of a generation, (S, R) coordinates.

@@ -55,19 +55,16 @@ def carry_out(
         off by.
     """
     plans, steps = computed.shape
-    rank = 2 * path.shape[1]
-    true = np.pad(np.tile(path, 2) / np.sqrt(2), ((0, 0), (0, steps)))
-    reacts = reaction.by_coordinate(path.shape[1])
+    true = reaction.embedded(path)
     chosen = np.broadcast_to(plain_weights(steps), (plans, steps, HISTORY)).astype(float)
-    off = np.zeros((steps, plans, rank + steps))  # of what was returned
-    held = np.zeros((plans, HISTORY, rank + steps))
+    off = np.zeros((steps, plans, true.shape[1]))  # of what was returned
+    held = np.zeros((plans, HISTORY, true.shape[1]))
     count = np.zeros(plans, int)
-    error = np.zeros((plans, rank + steps))
+    error = np.zeros((plans, true.shape[1]))
     for step in range(steps):
-        fresh = true[step] + reacts[step] * error
-        fresh[:, rank + step] += reaction.fresh[step] * np.linalg.norm(error, axis=1)
+        seen = true[step] + reaction.answer(step, error)
         now = computed[:, step]
-        held[now] = np.concatenate([fresh[now, None], held[now, :-1]], axis=1)
+        held[now] = np.concatenate([seen[now, None], held[now, :-1]], axis=1)
         count += now
         carried = np.tensordot(solver.response[:step, step], off[:step], axes=1)
         if weights is not None:

@@ -228,11 +228,6 @@ def _waves(sigmas: torch.Tensor) -> torch.Tensor:
     """Smooth features of a noise level: (...) -> (..., 9)."""
     frequencies = torch.tensor([1.0, 2.0, 4.0], device=sigmas.device)
     angles = sigmas[..., None] * math.pi * frequencies
-    level = log_ratio(sigmas)[..., None] / 4
-    return torch.cat([level, sigmas[..., None], level**2, angles.sin(), angles.cos()], dim=-1)
-
-
-def log_ratio(sigmas: torch.Tensor) -> torch.Tensor:
-    """Log of signal over noise, with sigmas kept off 0 and 1."""
     inside = sigmas.clamp(1e-4, 1 - 1e-4)
-    return ((1 - inside) / inside).log()
+    level = ((1 - inside) / inside).log()[..., None] / 4
+    return torch.cat([level, sigmas[..., None], level**2, angles.sin(), angles.cos()], dim=-1)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foresight.clock import log_snr
 from foresight.solver import Solver
 
 GAIN_DEGREE, SHARE_DEGREE = 3, 2  # of the curves over the noise level
@@ -31,21 +32,30 @@ class Reaction(NamedTuple):
     fresh: np.ndarray
     """(S,), not negative."""
 
-    def by_coordinate(self, rank: int) -> np.ndarray:
-        """The reaction along each coordinate, (S, 2 * rank + S).
+    def embedded(self, path: np.ndarray) -> np.ndarray:
+        """Predictions (S, R) in the coordinates of `answer`, (S, 2 * R + S).
 
-        Those of the predictions (`rank`) stand twice, for both halves; then those of fresh errors.
+        Their own stand twice, for both halves of all directions; then one for each step's fresh
+        error.
         """
-        halves = np.stack([self.coherent + self.spread, self.coherent - self.spread], axis=1)
-        rest = np.repeat(self.coherent[:, None], len(self.coherent), axis=1)
-        return np.concatenate([np.repeat(halves, rank, axis=1), rest], axis=1)
+        return np.pad(np.tile(path, 2) / np.sqrt(2), ((0, 0), (0, len(path))))
+
+    def answer(self, step: int, error: np.ndarray) -> np.ndarray:
+        """What a prediction is off by where latents are off by an error (..., 2 * R + S)."""
+        rank = (error.shape[-1] - len(self.fresh)) // 2
+        off = self.coherent[step] * error
+        off[..., :rank] += self.spread[step] * error[..., :rank]
+        off[..., rank : 2 * rank] -= self.spread[step] * error[..., rank : 2 * rank]
+        off[..., 2 * rank + step] += self.fresh[step] * np.linalg.norm(error, axis=-1)
+        return off
 
 
 class ReactionModel(nn.Module):
     """Two polynomials over the noise level, fitted to roll-outs (`policy_training.reaction`).
 
     Attributes:
-        gain: Coefficients of log |prediction's error| / |latents' error|; zeros if never fitted.
+        gain: Coefficients of log |prediction's error| / |latents' error|; zeros if never fitted, so
+            that predictions are off by as much as latents.
         share: Coefficients of the cosine between the two errors.
         known: The lowest and the highest noise level that was seen; beyond, curves stay level.
         persistence: Share, as an amplitude, of what is at right angles that persists.
@@ -74,9 +84,8 @@ class ReactionModel(nn.Module):
 
 
 def noise_level(sigmas: np.ndarray) -> np.ndarray:
-    """Half the log of signal over noise at sigmas (S,), kept off 0 and 1."""
-    inside = np.clip(np.asarray(sigmas, float), 0.01, 0.99)
-    return np.log((1 - inside) / inside) / 2
+    """A quarter of the log signal-to-noise ratio of sigmas (S,), kept off 0 and 1."""
+    return log_snr(np.clip(np.asarray(sigmas, float), 0.01, 0.99)) / 4
 
 
 def powers(level: np.ndarray, degree: int) -> np.ndarray:

@@ -31,21 +31,16 @@ def resampled(
         reaction: At `sigmas`. It counts for solvers that keep the first latents whole (flow
             matching); for others predictions are interpolated as they are.
     """
-    steps = len(sigmas)
     known = coordinates(gram)
     found = _interpolated(known, grid, sigmas)
     if not (_keeps_latents(fine) and _keeps_latents(solver)):
         return found
     latents = np.concatenate([np.zeros((1, known.shape[1])), fine.response.T @ known])
     latents = _interpolated(latents, np.append(grid, 0.0), sigmas)
-    rank = known.shape[1]
-    twice = (np.tile(each, 2) / np.sqrt(2) for each in (found, latents))  # see `carry_out`
-    path, latents = (np.pad(each, ((0, 0), (0, steps))) for each in twice)
-    reacts = reaction.by_coordinate(rank)
-    for step in range(1, steps):
+    path, latents = reaction.embedded(found), reaction.embedded(latents)
+    for step in range(1, len(path)):
         error = solver.response[:step, step - 1] @ path[:step] - latents[step]
-        path[step] += reacts[step] * error
-        path[step, 2 * rank + step] = reaction.fresh[step] * np.linalg.norm(error)
+        path[step] += reaction.answer(step, error)
     return coordinates(path @ path.T)
 
 
