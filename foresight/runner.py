@@ -87,13 +87,26 @@ class Branch(abc.ABC):
 
 
 class PlannedBranch(Branch):
-    """Carries out a program."""
+    """Carries out a program.
+
+    Args:
+        streams, index, tap: See `Branch`.
+        program: The plan.
+        variance: Whether the scheduler reads a variance behind the prediction, if the model gives
+            one. If not, the pipeline cuts it off, and none is kept.
+    """
 
     def __init__(
-        self, streams: tuple[Streams, ...], index: int, tap: Tap | None, program: Program
+        self,
+        streams: tuple[Streams, ...],
+        index: int,
+        tap: Tap | None,
+        program: Program,
+        *,
+        variance: bool,
     ) -> None:
         super().__init__(streams, index, tap)
-        self._program = program
+        self._program, self._variance = program, variance
         self._rebuild: Callable[[Tensors], Any] = tuple
 
     def begin(self, step: int, executed: bytearray) -> None:
@@ -113,8 +126,11 @@ class PlannedBranch(Branch):
             del self.predictions[whole.keep :]
             return self._rebuild(value)
         output = super().model(forward, args, kwargs)
-        self._rebuild = rebuilder(output)
-        seen = [tensors_of(output), *self.predictions]
+        full = tensors_of(output)
+        latents = stream_of(args, kwargs)
+        told = full if self._variance else tuple(_without_variance(each, latents) for each in full)
+        self._rebuild = rebuilder(output, told)
+        seen = [told, *self.predictions]
         # Copies, in and out, for pipelines that change a prediction in place.
         kept = [tuple(part.clone() for part in seen[0])] if whole.keep else []
         self.predictions = [*kept, *self.predictions][: whole.keep]
@@ -259,8 +275,26 @@ def tensors_of(output: Any) -> Tensors:
     return tuple(part for part in parts if isinstance(part, torch.Tensor))
 
 
-def rebuilder(output: Any) -> Callable[[Tensors], Any]:
-    """A function from predictions to the form of this output, holding none of its tensors."""
+def _without_variance(prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """The channels that are of the latents, (B, C, ...), of twice as many."""
+    channels = latents.shape[1]
+    doubled = (latents.shape[0], 2 * channels, *latents.shape[2:])
+    return prediction[:, :channels] if prediction.shape == doubled else prediction
+
+
+def rebuilder(output: Any, told: Tensors) -> Callable[[Tensors], Any]:
+    """A function to the form of this output, from tensors like `told`; it holds none of them."""
+    cut = [full.shape != part.shape for full, part in zip(tensors_of(output), told, strict=True)]
+    form = _former(output)
+
+    def whole(part: torch.Tensor, half: bool) -> torch.Tensor:
+        return torch.cat([part, torch.zeros_like(part)], dim=1) if half else part
+
+    return lambda value: form(tuple(map(whole, value, cut))) if any(cut) else form(value)
+
+
+def _former(output: Any) -> Callable[[Tensors], Any]:
+    """A function from as many tensors to the form of this output."""
     if isinstance(output, torch.Tensor):
         return lambda value: value[0]
     if isinstance(output, tuple):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from latte_by_hand import (
     NUM_BLOCKS,
     PROMPT,
@@ -332,7 +333,11 @@ def test_predictions_that_the_pipeline_changes_in_place_are_kept_as_they_were(pi
         handle.remove()
 
 
-def test_a_plan_at_the_output_keeps_two_latents(pipe):
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
+def test_a_plan_at_the_output_keeps_two_latents(pipe, variance, monkeypatch):
+    """Latte predicts a variance behind them, which only some schedulers would read."""
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config, variance_type=variance)
+    monkeypatch.setattr(pipe, "scheduler", scheduler)
     betas = np.full(STEPS, 0.5)
     betas[1] = 0  # one computed step is not enough to forecast from
     computed = np.arange(STEPS) % 2 == 0
@@ -340,5 +345,5 @@ def test_a_plan_at_the_output_keeps_two_latents(pipe):
         pipe, FixedPlan(Plan.whole_stack(computed, betas, NUM_BLOCKS, at_output=True))
     ) as session:
         latents = sample(pipe)
-    branches, halves = 2, 2  # CFG in one batch; Latte predicts twice the channels
+    branches, halves = 2, 2 if variance == "learned_range" else 1  # CFG in one batch
     assert session.report().cache_bytes == 2 * branches * halves * latents.nbytes
