@@ -22,14 +22,14 @@ CONFIGS_demo := data/configs/demo.json
 CONFIGS_latte := data/configs/train.json
 CONFIGS_wan := data/configs/wan-train.json
 PROFILE_demo := --limit 16 --rollouts 2
-PROFILE_latte := --limit 14 --rollouts 1
-PROFILE_wan := --limit 14 --rollouts 1
+PROFILE_latte := --limit 11 --rollouts 1
+PROFILE_wan := --limit 11 --rollouts 1
 ROUND_demo := --limit 12 --rollouts 2 --seed 500
-ROUND_latte := --limit 5 --rollouts 2 --seed 500
-ROUND_wan := --limit 5 --rollouts 2 --seed 500
+ROUND_latte := --limit 4 --rollouts 2 --seed 500
+ROUND_wan := --limit 4 --rollouts 2 --seed 500
 COMPARE_demo := --configs data/configs/demo.json --limit 4 --speedups 1.2 1.5 1.75 2 2.5 3 3.8
 COMPARE_latte := --configs data/configs/test.json --limit 12 --qualities 30 35 40 45
-COMPARE_wan := --configs data/configs/wan-test.json --limit 6 --qualities 30 35 40 45 \
+COMPARE_wan := --configs data/configs/wan-test.json --limit 12 --qualities 30 35 40 45 \
 	--speedups 1.2 1.5 1.75 2 2.5 3 3.8
 # The demo runs beside the learned policy what is closest to it, the others all that applies.
 RIVALS := foresight static random fewer-steps

@@ -52,7 +52,7 @@ class Known:
             own=own,
             solver=generation.solver or euler_solver(sigmas),
             sigmas=sigmas,
-            reaction=policy.model.reaction.at(sigmas),
+            reaction=policy.reaction(generation),
             starts=policy._starts(generation),
             steps=lambda count: policy._steps(generation, count),
         )

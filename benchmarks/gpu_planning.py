@@ -48,9 +48,9 @@ def measure_planning(bench: Bench) -> dict[str, Any]:
     assert onlooker.generation is not None
     kinds = {"block_names": tuple(map(str, range(BLOCKS))), "block_kinds": ("blocks",) * BLOCKS}
     width = len(onlooker.generation.prompt_embedding)
-    network = ReuseModel(BLOCKS, width, LEVELS)
-    flow = euler_solver(network.grid.numpy())._replace(decay=np.ones(LEVELS), known=True)
-    network.fit_kernel(network.grid, network.kernel, flow)
+    network, sigmas = ReuseModel(BLOCKS, width, LEVELS, [LEVELS]), np.linspace(1, 0, LEVELS)
+    flow = euler_solver(sigmas)._replace(decay=np.ones(LEVELS), known=True)
+    network.paths[0].fit(sigmas, np.eye(LEVELS), flow, guidance_scale=1.0)
     costs = {"block_seconds": [1.0] * BLOCKS, "overhead_seconds": 0.0, "skip_seconds": 0.0}
     threads, computed = torch.get_num_threads(), 0
     seconds: dict[str, list[float]] = {"first_seconds": [], "seconds": []}

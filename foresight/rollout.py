@@ -102,6 +102,6 @@ def sample_plan(
     if kind != "planned":
         strength = rng.choice([0.0, rng.uniform(0.5, 1)], p=[0.3, 0.7])
     plain = plain_weights(steps)
-    unmoved = Reaction(*np.zeros((3, steps)))  # before it is known
+    unmoved = Reaction(*np.zeros((2, steps)))  # before it is known
     best = carry_out(path, solver, unmoved, computed[None])[0][0]
     return Plan.of_output(computed, plain + strength * (best - plain), num_blocks)

@@ -65,6 +65,9 @@ forecasting from the last two.
 
 {{ prompt_sentence }}
 
+Of what it says of how fast a prompt's predictions move, {{ trust_percent }} % held on these
+prompts, and plans go by as much of it.
+
 {{ rollout_sentence }}
 
 {{ promise_sentence }}
@@ -91,6 +94,8 @@ class Results:
     """Of predicted against measured error; NaN where too few roll-outs are held out."""
     num_rollouts: int
     """Held-out roll-outs it was measured on."""
+    pace_trust: float
+    """Share of what is said of a prompt's pace that held."""
     promise: QualityPromise | None
     """What a wanted PSNR is planned with; None where roll-outs are too few."""
 
@@ -166,6 +171,7 @@ def model_card(
         safe_percent=f"{100 * results.safe_share:.0f}",
         tolerance_percent=f"{100 * config.tolerance:g}",
         scores=results.scores,
+        trust_percent=f"{100 * results.pace_trust:.0f}",
         prompt_sentence=prompt_sentence(results.scores, prompt=config.prompt),
         rollout_sentence=_rollout_sentence(results),
         promise_sentence=_promise_sentence(results.promise),

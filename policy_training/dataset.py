@@ -151,7 +151,7 @@ class TraceData(lightning.LightningDataModule):
         return DataLoader(self._evaluation(self.held_out_buckets, 2), batch_size=None)
 
     def training_sample(self, num_batches: int = 2) -> Queries:
-        """A fixed sample of training queries: what baselines and calibration are fitted on."""
+        """A fixed sample of training queries: what baselines are fitted on."""
         return self._evaluation(self.train_buckets, num_batches).joined()
 
     def held_out_sample(self, num_batches: int = 4) -> Queries:

@@ -37,6 +37,8 @@ class Bucket:
     """(G, S) noise level of each step."""
     solvers: list[Solver]
     """Of each generation."""
+    guidance_scales: list[float]
+    """Of each generation."""
     embedding: Tensor
     """(G, D) prompt embedding, as the chosen use of the prompt has it."""
     features: Tensor
@@ -164,6 +166,7 @@ def make_buckets(
                 gram=torch.from_numpy(np.stack(grams)).float(),
                 sigmas=torch.from_numpy(np.stack([t["sigmas"] for t in traces])).float(),
                 solvers=[_solver(t) for t in traces],
+                guidance_scales=[float(t["guidance_scale"]) for t in traces],
                 embedding=torch.from_numpy(np.stack([e for _, e in members])).float(),
                 features=torch.tensor([config_features(configuration(t)) for t in traces]),
                 rollouts=[generation.rollouts for generation, _ in members],

@@ -8,7 +8,7 @@ from policy_training.card import Results
 from policy_training.config import TrainConfig
 from policy_training.dataset import TraceData
 from policy_training.labels import safe_to_reuse
-from policy_training.module import ReuseTraining, calibrated, damages, predict
+from policy_training.module import ReuseTraining, damages, predict, predictions
 from policy_training.promise import quality_promise
 
 BASELINE_BATCHES = 8
@@ -35,12 +35,13 @@ def measure(config: TrainConfig, fitted: dict[str, tuple[ReuseTraining, TraceDat
         safe_share=float(safe_to_reuse(held_out.moments, config.tolerance).float().mean()),
         rollout_spearman=float(spearmanr(measured, predicted).statistic) if enough else np.nan,
         num_rollouts=len(measured),
+        pace_trust=module.model.pace_trust.item(),
         promise=quality_promise(module, data),
     )
 
 
 def _score_network(config: TrainConfig, use: str, module: ReuseTraining, data: TraceData) -> Score:
     held_out = data.held_out_sample()
-    said = calibrated(module, data.training_sample(), held_out, predict(module, held_out))
     name = use if use != "prompt" else "this policy"
+    said = predictions(predict(module, held_out))
     return score(name, held_out, said, config.tolerance)

@@ -8,17 +8,17 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from scipy.stats import spearmanr
 from torch import Tensor
-from torch.nn.functional import huber_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss
 
 from foresight.policies.learned import stretched
 from foresight.policies.multistep import carry_out
 from foresight.policies.network import ReuseModel
 from policy_training import figures
 from policy_training.baselines import Predictions, score
-from policy_training.calibration import SafeProbability
 from policy_training.config import TrainConfig
 from policy_training.dataset import BATCHES_PER_EPOCH, Queries, TraceData, concatenate
 from policy_training.labels import forecast_error, safe_to_reuse
+from policy_training.paths import profiled_schedules
 from policy_training.reaction import fit_reaction
 from policy_training.rollouts import Rollouts
 
@@ -32,6 +32,7 @@ class ReuseTraining(lightning.LightningModule):
         num_blocks: N.
         prompt_width: D.
         num_levels: M, noise levels of the network's kernel.
+        profiled_steps: Of each schedule that was profiled.
         lr: Peak learning rate.
         max_epochs: Epochs that the learning-rate schedule spans.
         tolerance: Of the label "safe to reuse".
@@ -42,24 +43,27 @@ class ReuseTraining(lightning.LightningModule):
         num_blocks: int,
         prompt_width: int,
         num_levels: int,
+        profiled_steps: list[int],
         lr: float,
         max_epochs: int,
         tolerance: float,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.model = ReuseModel(num_blocks, prompt_width, num_levels)
+        self.model = ReuseModel(num_blocks, prompt_width, num_levels, profiled_steps, tolerance)
         self.held_out: list[tuple[Queries, dict[str, Tensor]]] = []
 
     @classmethod
     def for_data(cls, config: TrainConfig, data: TraceData) -> "ReuseTraining":
-        """A fresh network; its inputs, kernel and reaction are fitted to the training side."""
+        """A fresh network; all but what is learned by gradients is fitted to the training side."""
         buckets = data.train_buckets
         finest = max(buckets, key=lambda bucket: bucket.sigmas.shape[1])
+        schedules = profiled_schedules(buckets)
         module = cls(
             num_blocks=buckets[0].gram.shape[1] - 1,
             prompt_width=buckets[0].embedding.shape[1],
             num_levels=finest.sigmas.shape[1],
+            profiled_steps=[len(schedule.sigmas) for schedule in schedules],
             lr=config.lr,
             max_epochs=config.max_epochs,
             tolerance=config.tolerance,
@@ -68,19 +72,22 @@ class ReuseTraining(lightning.LightningModule):
             torch.cat([bucket.embedding for bucket in buckets]),
             torch.cat([bucket.features for bucket in buckets]),
         )
-        module.model.fit_kernel(finest.sigmas[0], finest.gram.mean(dim=0), finest.solvers[0])
-        fit_reaction(module.model.reaction, buckets, data.train_rollouts)
+        module.model.fit_kernel(finest.sigmas[0], finest.gram.mean(dim=0))
+        for path, schedule in zip(module.model.paths, schedules, strict=True):
+            path.fit(*schedule)
+        fit_reaction(module.model.reaction, data.train_rollouts)
         return module
 
     def forward(self, queries: Queries) -> dict[str, Tensor]:
-        """Coefficient, log risk of reuse and of the forecast; each (Q,)."""
+        """Coefficient, log risk of reuse and of the forecast, log odds of "safe"; each (Q,)."""
         context = self.model.context(queries.embedding, queries.features)
         return self.model(queries.entity, queries.levels, context)
 
     def predicted_damage(self, rollouts: Rollouts) -> Tensor:
         """Log error as a planner sees it, (R,): from predicted outputs, before anything is run."""
-        sigmas, solver = rollouts.sigmas.numpy(), rollouts.solver
-        mean, reaction = self.model.path(sigmas, solver), self.model.reaction.at(sigmas)
+        sigmas, solver, guidance = rollouts.sigmas.numpy(), rollouts.solver, rollouts.guidance_scale
+        mean = self.model.path(sigmas, solver, guidance)
+        reaction = self.model.reaction.at(sigmas, guidance)
         found = []
         for which, computed in enumerate(rollouts.computed):
             here = slice(which, which + 1)
@@ -94,14 +101,16 @@ class ReuseTraining(lightning.LightningModule):
         """Scalar losses of the dense part.
 
         `forecast` is the mean log of what the predicted coefficient leaves, relative to reuse;
-        `reuse` and `left` are Huber losses of the predicted log risks.
+        `reuse` and `left` are Huber losses of the predicted log risks; `safe` is a cross-entropy.
         """
         log_change = queries.moments.change.log()
         log_left = forecast_error(queries.moments, out["coefficient"]).log()
+        safe = safe_to_reuse(queries.moments, self.hparams["tolerance"])
         return {
             "forecast": (log_left - log_change).mean(),
             "reuse": huber_loss(out["log_reuse"], log_change),
             "left": huber_loss(out["log_forecast"], log_left.detach()),
+            "safe": binary_cross_entropy_with_logits(out["safe"], safe.float()),
         }
 
     def training_step(self, queries: Queries, _: int) -> Tensor:
@@ -130,7 +139,7 @@ class ReuseTraining(lightning.LightningModule):
 
     def _log_figures(self, queries: Queries, out: dict[str, Tensor]) -> None:
         tolerance = self.hparams["tolerance"]
-        said = calibrated(self, self._data.training_sample(), queries, out)
+        said = predictions(out)
         row = score("network", queries, said, tolerance)
         self.log_dict(
             {
@@ -177,16 +186,11 @@ def predict(module: ReuseTraining, queries: Queries) -> dict[str, Tensor]:
         return module(queries)
 
 
-def calibrated(
-    module: ReuseTraining, train: Queries, held_out: Queries, out: dict[str, Tensor]
-) -> Predictions:
-    """The network's predictions on held-out queries, its probability fitted on training queries."""
-    known = predict(module, train)["log_reuse"].numpy()
-    scaling = SafeProbability().fit(train, known, module.hparams["tolerance"])
-    log_reuse = out["log_reuse"].numpy()
+def predictions(out: dict[str, Tensor]) -> Predictions:
+    """The network's answers, as baselines give theirs."""
     return Predictions(
-        probability=scaling.predict(held_out, log_reuse),
-        log_change=log_reuse,
+        probability=out["safe"].sigmoid().numpy(),
+        log_change=out["log_reuse"].numpy(),
         coefficient=out["coefficient"].numpy(),
     )
 

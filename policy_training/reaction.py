@@ -1,78 +1,136 @@
 """Fitting how the model answers latents that are off, to what roll-outs measured step by step."""
 
+import math
+
 import numpy as np
 import torch
+from torch import Tensor
 
-from foresight.policies.multistep import TINY, carry_out, coordinates
-from foresight.policies.reaction import (
-    GAIN_DEGREE,
-    SHARE_DEGREE,
-    ReactionModel,
-    noise_level,
-    powers,
-)
-from policy_training.generations import Bucket
+from foresight.plan import HISTORY
+from foresight.policies.multistep import coordinates
+from foresight.policies.reaction import CURVES, ReactionModel, curves, log_guidance, noise_level
 from policy_training.rollouts import Rollouts
 
-PRIOR = 1e-2  # keeps coefficients near 0 where there is little to fit them to
-PERSISTENCES = np.linspace(0, 0.95, 20)
+PRIOR = 1e-3  # keeps coefficients near 0 where there is little to fit them to
 NOTHING = 1e-9  # energy of an error that is rounding
+LINEAR = 1e-3  # beyond it the video has become another one, and errors no longer grow
+ITERATIONS = 60
+LASTING, LASTING_TERMS = "lasting", 3
+TINY = 1e-13
 
 
-def fit_reaction(model: ReactionModel, buckets: list[Bucket], rollouts: list[Rollouts]) -> None:
-    """Fit in place, by least squares over all steps of all roll-outs; as it is if there are none.
+def fit_reaction(model: ReactionModel, rollouts: list[Rollouts]) -> None:
+    """Fit in place to whole roll-outs; as it is if there are none.
 
-    The gain on a log scale; then the share of the gain that is coherent; then how much of the rest
-    persists from step to step, so that the errors at the end come out right, predictions known.
+    Given a plan and the uncached predictions, the model's curves say how far latents and
+    predictions are off at every step. That is compared with what was measured, on a log scale, and
+    the difference made small by L-BFGS: an error that has lasted lies in other directions than a
+    new one, so what a step answers cannot be fitted step by step.
+
+    How much of the spread lasts in a direction is fitted beside it, and left out afterwards: plans
+    take all of it to last. The errors that do are those that turn a video into another one, in some
+    generations and not in others, and nobody knows beforehand in which.
 
     Args:
         model: To fit.
-        buckets: Generations with their roll-outs.
-        rollouts: Those of plans at the output.
+        rollouts: Of plans at the output, in which something was skipped.
     """
-    sigmas, measured = gather_reactions(buckets)
-    if not len(sigmas):
+    groups = [(group, _measured(group)) for group in rollouts if _measured(group).any()]
+    if not groups:
         return
-    given, inner, answer = measured.T
-    level = noise_level(sigmas)
-    gain = _polynomial(level, np.log(answer / given) / 2, GAIN_DEGREE)
-    usual = np.exp(powers(level, GAIN_DEGREE) @ gain)
-    share = _polynomial(level, (inner / given / usual).clip(-1, 1), SHARE_DEGREE)
-    model.gain.copy_(torch.from_numpy(gain))
-    model.share.copy_(torch.from_numpy(share))
-    model.known.copy_(torch.tensor([level.min(), level.max()]))
-    misses = [_miss(model, rollouts, each) for each in PERSISTENCES] if rollouts else [0.0]
-    model.persistence.fill_(PERSISTENCES[int(np.argmin(misses))])
+    levels = np.concatenate([noise_level(group.sigmas.numpy()) for group, _ in groups])
+    guided = [log_guidance(group.guidance_scale) for group, _ in groups]
+    ends = [[levels.min(), levels.max()], [min(guided), max(guided)]]
+    model.known.copy_(torch.tensor(ends, dtype=torch.float64))
+    paths = [(group, there, _paths(group)) for group, there in groups]
+    found = {
+        name: torch.zeros(count, dtype=torch.float64, requires_grad=True)
+        for name, count in (CURVES | {LASTING: LASTING_TERMS}).items()
+    }
+    solver = torch.optim.LBFGS(
+        list(found.values()), max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        total = torch.stack([each.square().sum() for each in found.values()]).sum() * PRIOR
+        for group, there, path in paths:
+            terms = model.terms(group.sigmas.numpy(), group.guidance_scale)
+            lasting = (terms[:, :LASTING_TERMS] @ found[LASTING]).sigmoid()
+            share = len(path) / sum(len(other) for *_, other in paths)
+            told = replay(group, path, curves(found, terms), lasting)
+            total = total + share * _miss(group, there, told)
+        total.backward()
+        return total
+
+    solver.step(closure)
+    for name in CURVES:
+        getattr(model, name).copy_(found[name].detach())
 
 
-def gather_reactions(buckets: list[Bucket]) -> tuple[np.ndarray, np.ndarray]:
-    """Noise levels (P,) and measurements (P, 3) of steps where latents were off, see `roll_out`."""
-    sigmas, found = [np.zeros(0)], [np.zeros((0, 3))]
-    for bucket in buckets:
-        for levels, rollouts in zip(bucket.sigmas.numpy(), bucket.rollouts, strict=True):
-            for rollout in rollouts:
-                measured = np.asarray(rollout["reaction"], float)
-                told = (measured[:, 0] > NOTHING) & (measured[:, 2] > NOTHING)
-                sigmas.append(levels[told])
-                found.append(measured[told])
-    return np.concatenate(sigmas), np.concatenate(found)
+def replay(
+    rollouts: Rollouts, path: Tensor, reaction: tuple[Tensor, Tensor], lasting: Tensor
+) -> Tensor:
+    """What the model's curves say of roll-outs, as was measured: (R, S, 3).
+
+    As `carry_out` does it, with the weights of the plans, if all of the spread lasts;
+    differentiable.
+
+    Args:
+        rollouts: R of them.
+        path: (R, S, D) uncached predictions.
+        reaction: Coherent, and its spread, (S,) each.
+        lasting: (S,) share of the spread, as an amplitude, that keeps its directions; the rest has
+            new ones at every step.
+    """
+    coherent, spread = reaction
+    runs, steps, width = path.shape
+    true = torch.cat([path, path, path.new_zeros(runs, steps, steps)], dim=2) / math.sqrt(2)
+    halves = path.new_tensor([1.0] * width + [-1.0] * width + [0.0] * steps)
+    own = torch.cat([path.new_zeros(steps, 2 * width), torch.eye(steps).to(path)], dim=1)
+    fresh = spread * (1 - lasting**2).clamp(min=0).sqrt()
+    computed, weights = torch.from_numpy(rollouts.computed), torch.from_numpy(rollouts.weights)
+    response = torch.from_numpy(rollouts.solver.response)
+    error = path.new_zeros(runs, true.shape[2])
+    held, off, told = [error] * HISTORY, [], []
+    for step in range(steps):
+        size = (error.square().sum(dim=1, keepdim=True) + TINY).sqrt()
+        answer = (coherent[step] + (spread * lasting)[step] * halves) * error
+        answer = answer + fresh[step] * size * own[step]
+        told.append([(error * error).sum(1), (error * answer).sum(1), (answer * answer).sum(1)])
+        latest = [true[:, step] + answer, *held[:-1]]
+        now = computed[:, step, None]
+        held = [torch.where(now, new, old) for new, old in zip(latest, held, strict=True)]
+        parts = zip(weights[:, step].T, held, strict=True)
+        off.append(sum(weight[:, None] * each for weight, each in parts) - true[:, step])
+        error = torch.einsum("s,srd->rd", response[: step + 1, step], torch.stack(off))
+    return torch.stack([torch.stack(each, dim=1) for each in told], dim=1)
 
 
-def _miss(model: ReactionModel, rollouts: list[Rollouts], persistence: float) -> float:
-    """Mean squared log ratio of predicted to measured error at the end."""
-    model.persistence.fill_(persistence)
-    ratios = []
-    for group in rollouts:
-        reaction = model.at(group.sigmas.numpy())
-        for which, gram in enumerate(group.grams):
-            plan = group.computed[which][None], group.weights[which][None]
-            energy = carry_out(coordinates(gram), group.solver, reaction, *plan)[1]
-            ratios.append(np.log(max(energy[0], TINY)) - float(group.log_final_error[which]))
-    return float(np.square(ratios).mean())
+def _paths(rollouts: Rollouts) -> Tensor:
+    """Coordinates of the uncached predictions, (R, S, D)."""
+    paths = [torch.from_numpy(coordinates(gram)) for gram in rollouts.grams]
+    width = max(path.shape[1] for path in paths)
+    return torch.stack(
+        [torch.nn.functional.pad(path, (0, width - path.shape[1])) for path in paths]
+    )
 
 
-def _polynomial(level: np.ndarray, values: np.ndarray, degree: int) -> np.ndarray:
-    """Coefficients (degree + 1,) of a ridge regression of values (P,) on levels (P,)."""
-    design = powers(level, degree)
-    ridge = PRIOR * np.eye(degree + 1)
-    return np.linalg.solve(design.T @ design + ridge, design.T @ values)
+def _measured(rollouts: Rollouts) -> Tensor:
+    """Where latents and predictions were off, by little so far: bool (R, S)."""
+    given, _, answer = rollouts.reactions.unbind(2)
+    small = given.cummax(dim=1).values < LINEAR
+    return small & (given > NOTHING) & (answer > NOTHING)
+
+
+def _miss(rollouts: Rollouts, there: Tensor, found: Tensor) -> Tensor:
+    """Mean miss over the steps that were measured; of energies by their logs, without outliers."""
+    (given, inner, answer), (known, along, answered) = (
+        each[there].unbind(1) for each in (found, rollouts.reactions)
+    )
+    energy, reply = (
+        (1 + ((one + TINY) / other).log().square()).sqrt() - 1
+        for one, other in ((given, known), (answer, answered))
+    )
+    cosine = inner / (given * answer + TINY**2).sqrt() - along / (known * answered).sqrt()
+    return (energy + reply / 2 + cosine.square()).mean()

@@ -12,7 +12,7 @@ from policy_training.generations import Bucket
 
 
 class Rollouts(NamedTuple):
-    """R roll-outs of plans at the output, of generations with the same S sigmas and solver."""
+    """R roll-outs of plans at the output, of generations with the same schedule and guidance."""
 
     computed: np.ndarray
     """bool (R, S)"""
@@ -23,6 +23,7 @@ class Rollouts(NamedTuple):
     sigmas: Tensor
     """(S,)"""
     solver: Solver
+    guidance_scale: float
     embedding: Tensor
     """(R, D)"""
     features: Tensor
@@ -31,15 +32,18 @@ class Rollouts(NamedTuple):
     """(R,) log of the measured error of the final latents."""
     psnr: Tensor
     """(R,) of the video, in dB."""
+    reactions: Tensor
+    """(R, S, 3) what was measured at each step, see `PredictionRecorder.reaction`."""
 
 
 def gather_rollouts(buckets: list[Bucket]) -> list[Rollouts]:
-    """The roll-outs of plans at the output, together where sigmas and solver are the same."""
-    groups: dict[tuple[bytes, ...], list[tuple[Bucket, int, dict[str, Any]]]] = {}
+    """The roll-outs of plans at the output; together where schedule and guidance are the same."""
+    groups: dict[tuple[bytes | float, ...], list[tuple[Bucket, int, dict[str, Any]]]] = {}
     for bucket in buckets:
         for index, rollouts in enumerate(bucket.rollouts):
             response, decay, _ = bucket.solvers[index]
-            key = bucket.sigmas[index].numpy().tobytes(), response.tobytes(), decay.tobytes()
+            parts = bucket.sigmas[index].numpy(), response, decay
+            key = bucket.guidance_scales[index], *(part.tobytes() for part in parts)
             usable = [(bucket, index, rollout) for rollout in rollouts if _tells(rollout)]
             if usable:
                 groups.setdefault(key, []).extend(usable)
@@ -64,8 +68,10 @@ def _stack(members: list[tuple[Bucket, int, dict[str, Any]]]) -> Rollouts:
         grams=np.stack([bucket.gram[place, 0].double().numpy() for bucket, place in places]),
         sigmas=first.sigmas[index],
         solver=first.solvers[index],
+        guidance_scale=first.guidance_scales[index],
         embedding=torch.stack([bucket.embedding[index] for bucket, index in places]),
         features=torch.stack([bucket.features[index] for bucket, index in places]),
         log_final_error=torch.tensor([float(r["final_error"]) for r in rollouts]).log(),
         psnr=torch.tensor([float(rollout["psnr"]) for rollout in rollouts]),
+        reactions=torch.from_numpy(np.stack([np.asarray(r["reaction"], float) for r in rollouts])),
     )

@@ -18,6 +18,7 @@ from policy_training.export import export
 from policy_training.generations import ProfiledGeneration, load_generations, split_by_prompt
 from policy_training.measure import measure
 from policy_training.module import ReuseTraining
+from policy_training.paths import trust_in_pace
 from policy_training.trainer_parts import AtomicCheckpoints, Progress, one_thread, quiet_lightning
 
 ABLATIONS = ("without prompt", "shuffled prompt")
@@ -115,4 +116,6 @@ def fit(config: TrainConfig, data: TraceData, use: str) -> ReuseTraining:
             datamodule=data,
             ckpt_path=last if last.is_file() else None,
         )
-    return ReuseTraining.load_from_checkpoint(best.best_model_path)
+    module = ReuseTraining.load_from_checkpoint(best.best_model_path)
+    module.model.pace_trust.fill_(trust_in_pace(module.model, data.held_out_buckets))
+    return module

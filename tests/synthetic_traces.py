@@ -76,37 +76,44 @@ def trace(number: int, prompt: str, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def reaction(sigmas: np.ndarray, persistence: float = 0.0) -> Reaction:
-    """How the made-up model answers latents that are off: a curve and a line over their level."""
+def reaction(sigmas: np.ndarray, stronger: float = 1.0) -> Reaction:
+    """How the made-up model answers latents that are off: curves over their level.
+
+    Args:
+        sigmas: (S,).
+        stronger: By how much more than usual.
+    """
     level = np.log((1 - sigmas) / sigmas) / 2
-    gain, share = np.exp(0.2 - 0.5 * level + 0.1 * level**2), 0.3 + 0.2 * level
-    across = gain * np.sqrt(1 - share**2)
-    return Reaction(gain * share, persistence * across, np.sqrt(1 - persistence**2) * across)
+    gain = stronger * np.exp(0.2 - 0.5 * level + 0.1 * level**2)
+    share = 0.98 * np.tanh(0.3 + 0.2 * level)
+    return Reaction(gain * share, gain * np.sqrt(1 - share**2))
 
 
 def run(
-    outputs: np.ndarray, sigmas: np.ndarray, plan: Plan, answer: Reaction
+    outputs: np.ndarray, sigmas: np.ndarray, plan: Plan, answer: Reaction, lasting: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A plan under flow matching, by vectors of two halves and of what is each step's own.
+    """A plan under flow matching, by vectors of two halves, and of what is each step's own.
 
     Args:
         outputs: (S, d) uncached.
         sigmas: (S,).
         plan: At the output.
         answer: Of the model.
+        lasting: Share of the spread, as an amplitude, that is in the halves.
 
     Returns:
         What the final latents are off by, and per step (S, 3) how far latents and the prediction
         were off: energy, inner product, energy; zeros where nothing was computed.
     """
-    steps, width = len(outputs), 2 * outputs.shape[1]
+    steps, width = outputs.shape
     outputs = np.pad(np.concatenate([outputs, outputs], axis=1) / 2**0.5, ((0, 0), (0, steps)))
-    halves = np.repeat([1, -1, 0], [width // 2, width // 2, steps])
-    off, measured, done = np.zeros(width + steps), np.zeros((steps, 3)), []
+    halves = lasting * np.repeat([1, -1, 0], [width, width, steps])
+    off, measured, done = np.zeros(2 * width + steps), np.zeros((steps, 3)), []
     for step, size in enumerate(np.diff(np.append(sigmas, 0))):
         if plan.actions[step, 0] == COMPUTE:
             missed = (answer.coherent[step] + answer.spread[step] * halves) * off
-            missed[width + step] += answer.fresh[step] * np.linalg.norm(off)
+            fresh = answer.spread[step] * np.sqrt(1 - lasting**2)
+            missed[2 * width + step] += fresh * np.linalg.norm(off)
             measured[step] = off @ off, off @ missed, missed @ missed
             done.insert(0, outputs[step] + missed)
         weighted = zip(plan.weights[step].tolist(), done, strict=False)
@@ -120,10 +127,13 @@ def outputs_of(gram: np.ndarray) -> np.ndarray:
     return axes * np.sqrt(values.clip(0))
 
 
-def rollout(row: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def rollout(
+    row: dict[str, Any], plan: Plan, answer: Reaction | None = None, lasting: float = 1.0
+) -> dict[str, Any]:
     """A plan that was run on a generation."""
     sigmas = row["sigmas"]
-    off, measured = run(outputs_of(row["group_gram"][1]), sigmas, plan, reaction(sigmas))
+    answer = answer or reaction(sigmas)
+    off, measured = run(outputs_of(row["group_gram"][1]), sigmas, plan, answer, lasting)
     return {
         "generation_id": row["generation_id"],
         "prompt": row["prompt"],

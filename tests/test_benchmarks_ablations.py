@@ -70,7 +70,7 @@ def known(vectors):
         own=vectors @ vectors.T,
         solver=solver_of(scheduler()),
         sigmas=scheduler().sigmas.numpy()[:-1].astype(float),
-        reaction=Reaction(*np.outer([0.3, 0.2, 0.6], np.linspace(1, 0.2, STEPS))),
+        reaction=Reaction(*np.outer([0.3, 0.6], np.linspace(1, 0.2, STEPS))),
         starts=np.tri(STEPS, dtype=bool),
         steps=lambda count: np.arange(STEPS) % (STEPS // count) == 0,
     )
@@ -95,7 +95,7 @@ def runs_of(computed):
 
 def test_without_correction_each_stand_in_comes_as_close_as_can_be(known, vectors):
     """To its own prediction; least squares bound it from below."""
-    untouched = dataclasses.replace(known, reaction=Reaction(*np.zeros((3, STEPS))))
+    untouched = dataclasses.replace(known, reaction=Reaction(*np.zeros((2, STEPS))))
     weights = weights_of("no correction", untouched)
     assert (weights[COMPUTED] == plain_weights(1)).all()
     for step in np.flatnonzero(~COMPUTED):
@@ -112,7 +112,7 @@ def test_plain_reuse_reads_the_latest_prediction_alone(known):
 
 
 def test_without_a_reaction_weights_are_those_of_a_model_that_does_not_answer(known):
-    unmoved = Reaction(*np.zeros((3, STEPS)))
+    unmoved = Reaction(*np.zeros((2, STEPS)))
     expected = carry_out(known.path, known.solver, unmoved, COMPUTED[None])[0][0]
     found = weights_of("no reaction", known)
     assert found == pytest.approx(expected)

@@ -17,13 +17,16 @@ from foresight.models.architecture import TEXT_WIDTH
 from foresight.pipeline import load_pipeline
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.network import ReuseModel
+from foresight.solver import euler_solver
 
 COSTS = {"block_seconds": [0.002] * NUM_BLOCKS, "overhead_seconds": 0.001, "skip_seconds": 0.0004}
 SMALL = ["--height", "32", "--width", "32", "--num-inference-steps", "5"]
 
 
 def save_policy(folder: Path, model: dict) -> Path:
-    network = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8)
+    network = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8, profiled_steps=[8])
+    grid = np.linspace(1, 0, 8)
+    network.paths[0].fit(grid, np.eye(8), euler_solver(grid), guidance_scale=4.0)
     LearnedPolicy(network, model, COSTS).save_pretrained(folder)
     return folder
 

@@ -32,11 +32,12 @@ def gram(vectors):
 @pytest.fixture
 def policy():
     """A policy that predicts exactly its kernel: residuals (1, sigma), (1, 2 sigma), ..."""
-    model = ReuseModel(NUM_BLOCKS, 6, 11)
+    model = ReuseModel(NUM_BLOCKS, 6, 11, [11])
     grid = np.linspace(1, 0, 11)
     residuals = [np.stack([np.ones(11), pace * grid], axis=1) for pace in (4, 1, 2, 3)]
     grams = np.stack([gram(each) for each in residuals])
-    model.fit_kernel(torch.from_numpy(grid), torch.from_numpy(grams), euler_solver(grid))
+    model.fit_kernel(torch.from_numpy(grid), torch.from_numpy(grams))
+    model.paths[0].fit(grid, grams[0], euler_solver(grid), guidance_scale=4.0)
     features = torch.tensor([[12.0, 0.0, 4.0, 5.0, 2.0], [13.0, 1.0, 4.0, 5.0, 2.0]])
     model.fit_inputs(torch.eye(6), features)
     costs = {"block_seconds": [0.01] * NUM_BLOCKS, "overhead_seconds": 0.001, "skip_seconds": 0.0}
@@ -166,9 +167,9 @@ def test_predicted_change_is_the_kernels(policy):
 def test_the_gain_is_the_amplitude_that_the_reaction_says(policy):
     """By flow matching, in halves of all directions that react differently."""
     generation, model = neutral_generation(policy, 11), policy.model.reaction
-    model.gain[0], model.share[0], model.persistence[()] = np.log(0.5), 0.6, 0.75
+    model.gain[0], model.share[0] = np.log(0.5), np.arctanh(0.6 / 0.98)
     sizes = np.diff(np.append(generation.sigmas, 0))
-    halves = 1 + np.outer([0.3 + 0.3, 0.3 - 0.3], sizes)
+    halves = 1 + np.outer([0.3 + 0.4, 0.3 - 0.4], sizes)
     expected = [np.prod(halves[:, start:] ** 2, axis=1).mean() ** 0.5 for start in range(11)]
     np.testing.assert_allclose(predicted_gain(policy, generation), expected, rtol=1e-6)
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import itertools
 import re
@@ -255,7 +256,9 @@ COSTS = {"block_seconds": [0.002, 0.001] * 6, "overhead_seconds": 0.001, "skip_s
 @pytest.fixture
 def learned(pipe) -> LearnedPolicy:
     torch.manual_seed(0)
-    model = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8)
+    model = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8, profiled_steps=[8])
+    grid = np.linspace(1, 0, 8)
+    model.paths[0].fit(grid, np.eye(8), euler_solver(grid), guidance_scale=4.0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     promise = QualityPromise(offset=10.0, slope=-4.3, misses=np.linspace(-4, 4, 20).tolist())
@@ -315,23 +318,29 @@ def flow_solver(sigmas: np.ndarray) -> Solver:
     return euler_solver(sigmas)._replace(decay=np.ones(len(sigmas)), known=True)
 
 
+def fit_outputs(model: ReuseModel, kernel: torch.Tensor, grid: np.ndarray, solver: Solver) -> None:
+    """Have a model know these inner products (1 + N, M, M), all outputs at one guidance scale."""
+    model.fit_kernel(torch.from_numpy(grid), kernel)
+    model.paths[0].fit(grid, kernel[0].double().numpy(), solver, guidance_scale=4.0)
+
+
 @pytest.fixture
 def wandering(rng) -> tuple[ReuseModel, np.ndarray]:
-    """An untrained network with a kernel under flow matching, and the outputs it has."""
-    model, grid = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=9), np.linspace(1, 0.1, 9)
+    """An untrained network that was profiled under flow matching, and its outputs there."""
+    model, grid = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, 9, [9]), np.linspace(1, 0.1, 9)
     walk, kernel = walk_kernel(rng, 9)
-    model.fit_kernel(torch.from_numpy(grid), kernel, flow_solver(grid))
+    fit_outputs(model, kernel, grid, flow_solver(grid))
     model.reaction.gain[:2] = torch.tensor([-0.5, 0.4])
     model.reaction.share[0] = 0.6
-    model.reaction.known.copy_(torch.tensor([-2.0, 2.0]))
+    model.reaction.known[0] = torch.tensor([-2.0, 2.0])
     return model.requires_grad_(False), walk
 
 
-def test_outputs_are_expected_where_the_kernel_has_them(wandering, rng):
-    """Interpolated linearly between its levels, where nothing is known of the solver."""
+def test_outputs_are_expected_where_they_were_profiled(wandering, rng):
+    """Interpolated linearly between noise levels, where nothing is known of the solver."""
     model, walk = wandering
     sigmas, grid = np.sort(rng.uniform(0.12, 0.98, 14))[::-1].copy(), model.grid.numpy()
-    found = model.path(sigmas, euler_solver(sigmas))
+    found = model.path(sigmas, euler_solver(sigmas), 4.0)
     between = [np.interp(sigmas[::-1], grid[::-1], column[::-1])[::-1] for column in walk.T]
     vectors = np.stack(between, axis=1)
     assert found @ found.T == pytest.approx(vectors @ vectors.T, rel=1e-4, abs=1e-3)
@@ -341,43 +350,91 @@ def test_outputs_of_flow_matching_are_resampled_by_the_reaction(wandering):
     model, walk = wandering
     grid, sigmas = np.linspace(1, 0.1, 9), np.linspace(0.95, 0.15, 5)
     solver = flow_solver(sigmas)
-    found = model.path(sigmas, solver)
-    reaction = model.reaction.at(sigmas)
+    found = model.path(sigmas, solver, 4.0)
+    reaction = model.reaction.at(sigmas, 4.0)
     expected = resampled(walk @ walk.T, grid, flow_solver(grid), sigmas, solver, reaction)
     assert found @ found.T == pytest.approx(expected @ expected.T, rel=1e-4, abs=1e-3)
-    plain = model.path(sigmas, euler_solver(sigmas))
+    plain = model.path(sigmas, euler_solver(sigmas), 4.0)
     assert np.abs(found @ found.T - plain @ plain.T).max() > 0.1
 
 
-def test_an_untrained_network_expects_the_pace_of_its_kernel(wandering):
-    """A network that always expects e times as much expects it of every prompt and step."""
+@pytest.mark.parametrize("tolerance", [0.4, 0.8])
+def test_an_untrained_network_holds_safe_what_its_kernel_says(rng, tolerance):
+    """Where a residual changes by at most so much of its own norm, at levels that it knows."""
+    model = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, 9, [9], tolerance=tolerance).requires_grad_(False)
+    walks = rng.normal(size=(1 + NUM_BLOCKS, 9, 30)).cumsum(axis=1)
+    model.fit_kernel(torch.linspace(1, 0.1, 9), torch.from_numpy(walks @ walks.swapaxes(1, 2)))
+    places = [(s, a, max(a - 1, 0)) for s in range(1, 9) for a in range(s)]
+    levels = model.grid[torch.tensor(places)].repeat(len(walks), 1)
+    entity = torch.arange(len(walks)).repeat_interleave(len(places))
+    odds = model(entity, levels, torch.randn(1, 4 + 5).expand(len(entity), -1))["safe"]
+    change = [np.linalg.norm(walk[s] - walk[a]) for walk in walks for s, a, _ in places]
+    own = [np.linalg.norm(walk[s]) for walk in walks for s, *_ in places]
+    expected = 4 * np.log(tolerance * np.array(own) / change)
+    assert odds.numpy() == pytest.approx(expected, abs=1e-3)
+    assert (expected > 0).any()
+    assert (expected < 0).any()
+
+
+def test_all_prompts_have_the_mean_prompt_s_pace_until_prompts_matter(wandering):
+    """Whatever the network says of all alike is no prompt's own."""
     model, _ = wandering
-    sigmas, context = torch.linspace(0.98, 0.05, 14), torch.randn(3, 4 + 5)
-    assert not model.log_pace(sigmas, context).any()
-    model.trunk[-1].bias[1] = 1.0  # of the second answer, the risk of reuse
-    expected = np.ones((3, 14))
-    expected[:, 0] = 0  # there is no step before the first
-    assert model.log_pace(sigmas, context).numpy() == pytest.approx(expected, abs=1e-5)
+    sigmas = torch.linspace(0.98, 0.05, 14)
+    asked = sigmas, torch.randn(1, TEXT_WIDTH), torch.randn(1, 5)
+    for constant in (0.0, 1.0):
+        model.trunk[-1].bias[1] = constant  # of the second answer, the risk of reuse
+        assert not model.log_pace(*asked).any()
+    torch.nn.init.normal_(model.trunk[-1].weight)
+    assert model.log_pace(*asked)[1:].all()
 
 
-def test_the_pace_is_the_ratio_of_expected_changes(learned, rng):
-    """By the network's answers for reuse from each step to the next, prompt by prompt."""
-    grid = torch.linspace(1, 0, 8)
-    learned.model.fit_kernel(grid, walk_kernel(rng, 8)[1], flow_solver(grid.numpy()))
-    untrained = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8)
-    untrained.fit_kernel(grid, learned.model.kernel, flow_solver(grid.numpy()))
+@pytest.fixture
+def paced(learned, rng) -> ReuseModel:
+    """A network that has a mean prompt and a kernel."""
+    grid = np.linspace(1, 0, 8)
+    fit_outputs(learned.model, walk_kernel(rng, 8)[1], grid, flow_solver(grid))
+    learned.model.fit_inputs(1 + torch.randn(20, TEXT_WIDTH), torch.randn(20, 5))
+    return learned.model.requires_grad_(False)
+
+
+def test_the_pace_is_the_ratio_to_changes_of_the_mean_prompt(paced):
+    """By the network's answers for reuse from each step to the next, same configuration."""
     sigmas = torch.linspace(0.97, 0.04, 12)
-    context = learned.model.context(torch.randn(2, TEXT_WIDTH), torch.randn(2, 5))
-    with torch.no_grad():
-        found = learned.model.log_pace(sigmas, context)
-        for row, step in np.ndindex(2, 11):
-            places = [step + 1, step, max(step - 1, 0)]
-            asked = torch.tensor([0]), sigmas[places][None], context[row][None]
+    prompts, features = 1 + torch.randn(2, 1, TEXT_WIDTH), torch.randn(2, 1, 5)
+    mean = paced.prompt_mean[None]
+    for prompt, each in itertools.product(prompts, features):
+        found = paced.log_pace(sigmas, prompt, each)
+        assert found.shape == (12,)
+        assert found[0] == 0  # there is no step before the first
+        for step in range(11):
+            levels = sigmas[[step + 1, step, max(step - 1, 0)]][None]
             expected, usual = (
-                net(*asked)["log_reuse"].item() for net in (learned.model, untrained)
+                paced(torch.tensor([0]), levels, paced.context(who, each))["log_reuse"].item()
+                for who in (prompt, mean)
             )
-            assert found[row, step + 1].item() == pytest.approx(expected - usual, abs=1e-4)
-    assert not torch.allclose(found[0], found[1], rtol=0.01)
+            assert found[step + 1].item() == pytest.approx(expected - usual, abs=1e-4)
+    first, second = (paced.log_pace(sigmas, prompt, features[0]) for prompt in prompts)
+    assert not torch.allclose(first, second, rtol=0.01)
+
+
+def test_a_pace_counts_by_as_much_as_it_is_trusted(paced, rng):
+    mean, sigmas = rng.normal(size=(14, 7)), np.linspace(0.97, 0.04, 14)
+    asked = sigmas, torch.randn(1, TEXT_WIDTH), torch.randn(1, 5)
+    whole = paced.log_pace(torch.from_numpy(sigmas).float(), *asked[1:])
+    for trust in (0.0, 0.3):
+        paced.pace_trust.fill_(trust)
+        found = paced.log_pace(torch.from_numpy(sigmas).float(), *asked[1:])
+        assert found.numpy() == pytest.approx(trust * whole.numpy())
+        if not trust:
+            assert stretched(mean, paced, *asked) == pytest.approx(mean)
+
+
+def test_the_mean_prompt_goes_along_the_mean_path(paced, rng):
+    """In every configuration: what profiling showed on average needs no correction."""
+    mean, sigmas = rng.normal(size=(14, 7)), np.linspace(0.97, 0.04, 14)
+    for features in torch.randn(3, 1, 5):
+        found = stretched(mean, paced, sigmas, paced.prompt_mean[None], features)
+        assert found == pytest.approx(mean)
 
 
 def test_a_generation_goes_along_the_mean_path_at_its_own_pace(learned, generation, rng):
@@ -386,9 +443,8 @@ def test_a_generation_goes_along_the_mean_path_at_its_own_pace(learned, generati
     prompt = torch.randn(1, TEXT_WIDTH)
     features = torch.tensor([config_features(generation.config)])
     found = stretched(mean, learned.model, sigmas, prompt, features)
-    context = learned.model.context(prompt, features)
     with torch.no_grad():
-        pace = learned.model.log_pace(torch.from_numpy(sigmas).float(), context)[0].numpy()
+        pace = learned.model.log_pace(torch.from_numpy(sigmas).float(), prompt, features).numpy()
     assert found[0] == pytest.approx(mean[0])
     for step in range(1, STEPS):
         moved, usual = found[step] - found[step - 1], mean[step] - mean[step - 1]
@@ -403,10 +459,10 @@ def test_a_generation_goes_along_the_mean_path_at_its_own_pace(learned, generati
 def taught(learned, rng) -> LearnedPolicy:
     """One that knows a kernel of its own solver's trajectory, and how the model answers errors."""
     grid = np.linspace(0.99, 0.05, 8)
-    learned.model.fit_kernel(torch.from_numpy(grid), walk_kernel(rng, 8)[1], euler_solver(grid))
+    fit_outputs(learned.model, walk_kernel(rng, 8)[1], grid, euler_solver(grid))
     learned.model.reaction.gain[:2] = torch.tensor([0.2, -0.6])
     learned.model.reaction.share[0] = 0.4
-    learned.model.reaction.known.copy_(torch.tensor([-2.0, 1.0]))
+    learned.model.reaction.known[0] = torch.tensor([-2.0, 1.0])
     return learned
 
 
@@ -425,10 +481,11 @@ def test_no_small_move_of_a_computed_step_is_better_for_the_mean_prompt(
     taught, generation, solved, known, speedup
 ):
     """And nothing is lost to the choice that adds up what runs of skipped steps leave."""
-    generation = solved if known else generation
+    mean = taught.model.prompt_mean.numpy()
+    generation = dataclasses.replace(solved if known else generation, prompt_embedding=mean)
     solver = generation.solver or euler_solver(generation.sigmas)
-    reaction = taught.model.reaction.at(generation.sigmas)
-    path = taught.model.path(generation.sigmas, solver)
+    reaction = taught.model.reaction.at(generation.sigmas, 4.0)
+    path = taught.model.path(generation.sigmas, solver, 4.0)
     plan = taught.at(speedup).begin(generation)
     computed = plan.actions[:, 0] == COMPUTE
     damage = local_energies(path, solver, STEPS) * gains_after(solver, reaction)
@@ -437,9 +494,34 @@ def test_no_small_move_of_a_computed_step_is_better_for_the_mean_prompt(
     chosen, begun, *moved = carry_out(path, solver, reaction, choices)[1]
     assert chosen <= begun
     assert chosen <= min(moved) / (1 - 2e-3)
-    own = taught.path(generation)
-    weights = carry_out(own, solver, reaction, computed[None])[0][0]
+    weights = carry_out(path, solver, reaction, computed[None])[0][0]
     assert plan.weights == pytest.approx(weights, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_other_prompts_have_the_better_of_what_was_searched_and_its_start(
+    taught, generation, solved, known
+):
+    """By what it leaves of their own paths."""
+    generation, searched = solved if known else generation, []
+    solver = generation.solver or euler_solver(generation.sigmas)
+    reaction = taught.model.reaction.at(generation.sigmas, 4.0)
+    path = taught.model.path(generation.sigmas, solver, 4.0)
+    damage = local_energies(path, solver, STEPS) * gains_after(solver, reaction)
+    starts = [start for _, start in shortest_paths(damage, STEPS)]
+    mean = dataclasses.replace(generation, prompt_embedding=taught.model.prompt_mean.numpy())
+    prompts = np.random.default_rng(1).normal(size=(4, TEXT_WIDTH))
+    for prompt, speedup in itertools.product(prompts, (1.5, 2.5, 4.0)):
+        asked = dataclasses.replace(generation, prompt_embedding=prompt)
+        plan, usual = (taught.at(speedup).begin(each) for each in (asked, mean))
+        computed, found = (each.actions[:, 0] == COMPUTE for each in (plan, usual))
+        choices = np.stack([computed, found, starts[int(computed.sum()) - 1]])
+        weights, energies = carry_out(taught.path(asked), solver, reaction, choices)
+        assert energies[0] == energies.min()
+        assert (computed == choices[1:]).all(axis=1).any()
+        assert plan.weights == pytest.approx(weights[0], rel=1e-6, abs=1e-6)
+        searched.append((computed == found).all())
+    assert any(searched)
 
 
 def test_prompts_differ_in_weights_and_share_the_search(taught, solved, monkeypatch):
@@ -477,8 +559,8 @@ def test_a_learned_plan_spends_its_budget_on_runs_longer_than_usual(learned, gen
 
 
 def test_a_saved_policy_plans_the_same(learned, solved, rng, tmp_path):
-    grid = torch.linspace(1, 0, 8)
-    learned.model.fit_kernel(grid, walk_kernel(rng, 8)[1], flow_solver(grid.numpy()))
+    grid = np.linspace(1, 0, 8)
+    fit_outputs(learned.model, walk_kernel(rng, 8)[1], grid, flow_solver(grid))
     learned.save_pretrained(tmp_path / "mine")
     loaded = load_policy(tmp_path / "mine")
     assert isinstance(loaded, LearnedPolicy)
@@ -503,12 +585,12 @@ def test_weights_of_another_version_are_refused(learned, tmp_path):
 
 def test_a_quality_is_reached_by_the_fastest_plan_that_is_good_enough(taught, solved):
     """Against the planner itself: every budget in turn, its energy as this prompt has it."""
+    taught.costs = {"block_seconds": [1.0], "overhead_seconds": 0.0, "skip_seconds": 0.0}
     solver, counts = solved.solver, []
-    reaction = taught.model.reaction.at(solved.sigmas)
-    mean = taught.model.path(solved.sigmas, solver)
-    damage = local_energies(mean, solver, STEPS) * gains_after(solver, reaction)
-    starts = np.stack([computed for _, computed in shortest_paths(damage, STEPS)])
-    energies = carry_out(taught.path(solved), solver, reaction, starts)[1]
+    reaction, own = taught.model.reaction.at(solved.sigmas, 4.0), taught.path(solved)
+    plans = [taught.at(STEPS / count).begin(solved) for count in range(1, STEPS + 1)]
+    choices = np.stack([plan.actions[:, 0] == COMPUTE for plan in plans])
+    energies = carry_out(own, solver, reaction, choices)[1]
     for quality in (5, 12, 18, 25, 60, 100):
         plan = taught.reaching(quality).begin(solved)
         count = int((plan.actions[:, 0] == COMPUTE).sum())
@@ -516,10 +598,36 @@ def test_a_quality_is_reached_by_the_fastest_plan_that_is_good_enough(taught, so
         most = np.exp(taught.promise.highest_log_damage(quality, 0.9))
         assert energies[count - 1] <= most
         assert (energies[: count - 1] > most).all()
-        at_count = taught._steps(solved, count)
-        assert (plan.actions[:, 0] == COMPUTE).tolist() == at_count.tolist()
+        assert (plan.actions == plans[count - 1].actions).all()
+        assert (plan.weights == plans[count - 1].weights).all()
     assert counts == sorted(counts)
     assert counts[0] < counts[-1] == STEPS
+    assert len(set(counts)) > 3
+
+
+def test_a_quality_beyond_all_plans_computes_every_step(taught, solved):
+    """Also where the promise's line is so flat that it allows no damage worth the name."""
+    taught.promise = dataclasses.replace(taught.promise, slope=-1.0)
+    plan = taught.reaching(100).begin(solved)
+    assert plan.compute_fraction() == 1
+
+
+def test_plans_follow_the_guidance_scale(taught, solved):
+    """Where the reaction does: each as a policy plans that was asked for nothing before."""
+    taught.model.reaction.gain[2] = 1.5
+    taught.model.reaction.known[1] = torch.tensor([2.0, 8.0]).log()
+    fresh, plans = copy.deepcopy(taught), []
+    for scale in (2.0, 8.0, 2.0):
+        config = dataclasses.replace(solved.config, guidance_scale=scale)
+        asked = dataclasses.replace(solved, config=config)
+        plans.append(taught.at(2.0).begin(asked))
+        alone = copy.deepcopy(fresh).at(2.0).begin(asked)
+        assert (plans[-1].actions == alone.actions).all()
+        assert (plans[-1].weights == alone.weights).all()
+        expected = fresh.model.reaction.at(solved.sigmas, scale)
+        assert np.stack(taught.reaction(asked)) == pytest.approx(np.stack(expected))
+    assert (plans[0].weights == plans[2].weights).all()
+    assert (plans[0].actions != plans[1].actions).any()
 
 
 def test_more_confidence_costs_more_steps(learned, generation):

@@ -13,18 +13,21 @@ from synthetic_traces import MODEL, NUM_BLOCKS, NUM_STEPS, write_trace_set
 from foresight.config import UserError
 from foresight.plan import Plan, plain_weights
 from foresight.policies.learned import LearnedPolicy
-from foresight.policies.reaction import ReactionModel
+from foresight.policies.multistep import carry_out
+from foresight.policies.reaction import Reaction, ReactionModel
+from foresight.solver import Solver
 from foresight.traces import TraceSet
 from policy_training import labels
+from policy_training import reaction as fitting
 from policy_training.baselines import GroupMean
 from policy_training.cli import main
 from policy_training.config import TrainConfig
 from policy_training.dataset import QueryBatches, TraceData
 from policy_training.generations import load_generations, make_buckets, split_by_prompt
-from policy_training.module import ReuseTraining
+from policy_training.module import ReuseTraining, predictions
 from policy_training.promise import quality_promise
-from policy_training.reaction import fit_reaction, gather_reactions
-from policy_training.rollouts import gather_rollouts
+from policy_training.reaction import fit_reaction, replay
+from policy_training.rollouts import Rollouts, gather_rollouts
 from policy_training.train import train
 
 
@@ -157,6 +160,15 @@ def test_roll_outs_are_grouped_with_what_is_known_of_their_generation(known_set)
     assert group.sigmas.numpy() == pytest.approx(first.trace["sigmas"])
     assert group.solver.response == pytest.approx(first.trace["response"])
     assert group.solver.decay == pytest.approx(first.trace["decay"])
+    assert group.guidance_scale == 4
+    for place, row in enumerate((first.rollouts[0], *second.rollouts)):
+        assert group.reactions[place].numpy() == pytest.approx(np.stack(row["reaction"]))
+    assert np.flatnonzero(group.reactions[0].any(dim=1)).tolist() == [6, 7, 9]
+    known = synthetic_traces.reaction(first.trace["sigmas"])
+    given, inner, answer = group.reactions[0, 6].tolist()  # of an error along predictions
+    assert inner / given == pytest.approx(known.coherent[6], rel=1e-4)
+    gain = known.coherent[6] ** 2 + known.spread[6] ** 2
+    assert answer / given == pytest.approx(gain, rel=1e-4)
     for index, generation in enumerate((first, second, second)):
         embedding = generation.trace["prompt_embedding"]
         assert group.embedding[index].numpy() == pytest.approx(embedding, rel=1e-6)
@@ -172,6 +184,19 @@ def test_solvers_of_equal_sigmas_are_kept_apart(traces, part):
     for factor, group in enumerate(groups, start=1):
         assert getattr(group.solver, part) == pytest.approx(factor * plain, rel=1e-6)
     assert len(groups) == 2
+
+
+def test_guidance_scales_are_kept_apart(traces):
+    generations = load_generations([traces])
+    for generation in generations[1::3]:
+        generation.trace["guidance_scale"] = 7.5
+    groups = gather_rollouts(make_buckets(generations))
+    assert [group.guidance_scale for group in groups] == [4.0, 7.5]
+    parts = generations[::3] + generations[2::3], generations[1::3]
+    for group, members in zip(groups, parts, strict=True):
+        rows = [row for each in members for row in each.rollouts]
+        found, expected = group.log_final_error.exp().tolist(), [row["final_error"] for row in rows]
+        assert sorted(found) == pytest.approx(sorted(expected), rel=1e-5)
 
 
 def without_columns(folder, part, *names):
@@ -203,72 +228,225 @@ def test_group_mean_falls_back_to_coarser_keys():
     assert fitted.predict(asked).tolist() == [2.0, 4.0, 4.0]
 
 
-def fitted_reaction(generations) -> tuple[ReactionModel, np.ndarray]:
-    """And the noise levels that were seen."""
-    model, buckets = ReactionModel(), make_buckets(generations)
-    fit_reaction(model, buckets, gather_rollouts(buckets))
-    return model, gather_reactions(buckets)[0]
+# How the model answers latents that are off.
 
 
-def test_the_reaction_that_made_the_roll_outs_is_found_again(traces):
-    """A curve of the very form that is fitted: what is left is the prior's."""
-    model, sigmas = fitted_reaction(load_generations([traces]))
-    inside = np.linspace(sigmas.min(), sigmas.max(), 20)
-    found, true = np.stack(model.at(inside)), np.stack(synthetic_traces.reaction(inside))
-    assert model.persistence.item() == pytest.approx(0, abs=0.051)
-    assert np.hypot(*found[1:]) == pytest.approx(true[2], rel=0.02)
-    assert found[0] == pytest.approx(true[0], rel=0.02, abs=0.01)
-    beyond = model.at(np.array([sigmas.max() + 0.005, sigmas.min() - 0.05]))
-    assert np.stack(beyond) == pytest.approx(found[:, [-1, 0]])
+def random_solver(rng: np.random.Generator) -> Solver:
+    """One that weighs earlier predictions anew at every step."""
+    response = np.triu(rng.normal(size=(NUM_STEPS, NUM_STEPS)))
+    return Solver(response, rng.uniform(size=NUM_STEPS))
 
 
-@pytest.mark.parametrize("persistence", [0.3, 0.6, 0.9])
-def test_what_persists_is_told_by_errors_at_the_end(traces, persistence):
-    """Of roll-outs whose steps were measured as if nothing did."""
-    generations = load_generations([traces])
+def replayed(group: Rollouts, reaction: Reaction, lasting: float = 1.0) -> np.ndarray:
+    """(R, S, 3)"""
+    path = torch.from_numpy(np.stack([synthetic_traces.outputs_of(gram) for gram in group.grams]))
+    share = torch.full((NUM_STEPS,), lasting, dtype=torch.float64)
+    return replay(group, path, Reaction(*map(torch.from_numpy, reaction)), share).numpy()
+
+
+@pytest.mark.parametrize("lasting", [0.0, 0.4, 1.0])
+def test_replayed_roll_outs_are_off_by_what_vectors_are(traces, lasting):
+    """Step by step; the latents', the answer's and their product, where something was computed."""
+    (group,) = gather_rollouts(make_buckets(load_generations([traces])))
+    sigmas, count = group.sigmas.double().numpy(), 0
+    answer = synthetic_traces.reaction(sigmas)
+    for which, found in enumerate(replayed(group, answer, lasting)):
+        computed = group.computed[which]
+        plan = Plan.of_output(computed, group.weights[which], NUM_BLOCKS)
+        outputs = synthetic_traces.outputs_of(group.grams[which])
+        _, expected = synthetic_traces.run(outputs, sigmas, plan, answer, lasting)
+        told = computed & (expected[:, 0] > 1e-9)
+        count += told.sum()
+        assert found[told] == pytest.approx(expected[told], rel=1e-5, abs=1e-10)
+    assert count > 20
+
+
+def test_replayed_latents_are_off_by_what_a_plan_is_carried_out_to(traces, rng):
+    """Cut short before every step, under a solver that looks back."""
+    (group,) = gather_rollouts(make_buckets(load_generations([traces])))
+    solver, answer = random_solver(rng), Reaction(*rng.uniform(0, 1, size=(2, NUM_STEPS)))
+    energies = replayed(group._replace(solver=solver), answer)[..., 0]
+    assert not energies[:, 0].any()
+    for which, gram in enumerate(group.grams):
+        outputs = synthetic_traces.outputs_of(gram)
+        for steps in range(1, NUM_STEPS):
+            short = Solver(solver.response[:steps, :steps], solver.decay[:steps])
+            facts = outputs[:steps], short, Reaction(*(part[:steps] for part in answer))
+            plan = group.computed[[which], :steps], group.weights[[which], :steps]
+            (expected,) = carry_out(*facts, *plan)[1]
+            assert energies[which, steps] == pytest.approx(expected, rel=1e-5, abs=1e-11)
+
+
+def answered(generations, stronger=1.0, seed=0, lasting=0.6):
+    """Generations with many roll-outs of made-up plans, which a known reaction answered."""
+    rng, found = np.random.default_rng(seed), []
     for generation in generations:
-        sigmas = generation.trace["sigmas"]
-        answer = synthetic_traces.reaction(sigmas, persistence)
-        outputs = synthetic_traces.outputs_of(generation.trace["group_gram"][1])
-        for row in generation.rollouts:
-            plan = Plan.of_output(row["plan"][:, 0] == 0, row["weights"], NUM_BLOCKS)
-            off, _ = synthetic_traces.run(outputs, sigmas, plan, answer)
-            row["final_error"] = off @ off
-    model, _ = fitted_reaction(generations)
-    assert model.persistence.item() == pytest.approx(persistence, abs=0.051)
+        row, rollouts = generation.trace, []
+        answer = synthetic_traces.reaction(row["sigmas"], stronger)
+        for _ in range(6):
+            computed = rng.uniform(size=NUM_STEPS) < 0.7
+            computed[0], computed[rng.integers(1, 4)] = True, False
+            plan = Plan.of_output(computed, plain_weights(NUM_STEPS), NUM_BLOCKS)
+            rollouts.append(synthetic_traces.rollout(row, plan, answer, lasting))
+        found.append(dataclasses.replace(generation, rollouts=rollouts))
+    return found
 
 
-def test_measurements_are_those_of_steps_that_latents_were_off_at(known_set):
-    """Those of the known plan after step 4, where it was computed; and none of nothing skipped."""
-    generations = load_generations([known_set])
-    sigmas, measured = gather_reactions(make_buckets(generations[:1]))
-    row = generations[0].trace["sigmas"]
-    assert sigmas == pytest.approx(row[[6, 7, 9]])
-    expected = generations[0].rollouts[0]["reaction"][[6, 7, 9]]
-    assert measured == pytest.approx(expected)
-    known = synthetic_traces.reaction(row[[6, 7, 9]])
-    given, inner, answer = measured.T
-    assert inner / given == pytest.approx(known.coherent, rel=1e-4)
-    assert answer / given == pytest.approx(known.coherent**2 + known.fresh**2, rel=1e-4)
+def fitted(generations) -> ReactionModel:
+    model = ReactionModel()
+    fit_reaction(model, gather_rollouts(make_buckets(generations)))
+    return model
+
+
+def assert_found(model: ReactionModel, guidance: float, stronger: float, within: float):
+    """The reaction that made roll-outs, over the noise levels of all steps but the first."""
+    sigmas = np.linspace(0.9, 0.1, 20)
+    true = synthetic_traces.reaction(sigmas, stronger)
+    (gain, share), (expected, cosine) = (
+        (np.hypot(*each), each.coherent / np.hypot(*each))
+        for each in (model.at(sigmas, guidance), true)
+    )
+    assert gain == pytest.approx(expected, rel=within)
+    assert share == pytest.approx(cosine, abs=within)
+
+
+@pytest.fixture(params=[1e-6, fitting.PRIOR], ids=["hardly any prior", "the usual prior"])
+def within(request, monkeypatch) -> float:
+    """How closely curves are found again: what the prior keeps them off by."""
+    monkeypatch.setattr(fitting, "PRIOR", request.param)
+    return 5e-3 if request.param < 1e-5 else 0.05
+
+
+@pytest.mark.parametrize(("stronger", "lasting"), [(0.6, 0.6), (1.0, 0.3), (1.0, 0.8), (1.5, 0.6)])
+def test_the_reaction_that_made_the_roll_outs_is_found_again(traces, stronger, lasting, within):
+    """Curves of the very form that is fitted, however much lasts; with guidance of 4 only."""
+    model = fitted(answered(load_generations([traces]), stronger, lasting=lasting))
+    for guidance in (1.0, 4.0, 9.0):
+        assert_found(model, guidance, stronger, within)
+
+
+def two_scales(generations):
+    """Half of them with guidance of 4, and half with 9 and a stronger reaction."""
+    weak, strong = answered(generations[::2]), answered(generations[1::2], stronger=1.6)
+    for generation in strong:
+        generation.trace["guidance_scale"] = 9.0
+    return [*weak, *strong]
+
+
+def test_a_stronger_reaction_under_stronger_guidance_is_found_again(traces, within):
+    """Between the two that were seen, on a log scale, it lies in between."""
+    model = fitted(two_scales(load_generations([traces])))
+    for guidance, stronger in ((1.0, 1.0), (4.0, 1.0), (6.0, 1.6**0.5), (9.0, 1.6), (20.0, 1.6)):
+        assert_found(model, guidance, stronger, within)
+
+
+def misses(model: ReactionModel, generations) -> np.ndarray:
+    """Log ratios of energies at the end, told by a model and measured."""
+    found = []
+    for group in gather_rollouts(make_buckets(generations)):
+        reaction = model.at(group.sigmas.numpy(), group.guidance_scale)
+        for which, gram in enumerate(group.grams):
+            facts = synthetic_traces.outputs_of(gram), group.solver, reaction
+            (energy,) = carry_out(*facts, group.computed[[which]], group.weights[[which]])[1]
+            found.append(np.log(energy) - group.log_final_error[which].item())
+    return np.array(found)
+
+
+@pytest.mark.parametrize("stronger", [0.6, 1.0, 1.5])
+def test_errors_at_the_end_of_other_roll_outs_are_told(traces, stronger):
+    """With the prior as it is, and if all of the spread lasts, as plans take it to."""
+    generations = load_generations([traces])
+    model = fitted(answered(generations, stronger))
+    others = answered(generations, stronger, seed=1, lasting=1.0)
+    known, guessed = (np.abs(misses(each, others)) for each in (model, ReactionModel()))
+    assert known.mean() < 0.05
+    assert known.mean() < guessed.mean() / 3
+
+
+def test_where_one_guidance_scale_was_seen_the_curves_do_not_depend_on_it(traces):
+    model = fitted(answered(load_generations([traces])))
+    sigmas = np.linspace(0.9, 0.1, 7)
+    expected = np.stack(model.at(sigmas, 4.0))
+    for guidance in (1.0, 2.0, 12.0):
+        assert (np.stack(model.at(sigmas, guidance)) == expected).all()
+
+
+def test_beyond_the_noise_levels_that_were_seen_curves_stay_level(traces):
+    model, sigmas = fitted(answered(load_generations([traces]))), np.array([0.99, 0.1])
+    ends, beyond = model.at(sigmas, 4.0), model.at(np.array([0.999, 0.05]), 4.0)
+    assert np.stack(beyond) == pytest.approx(np.stack(ends), rel=1e-5)
+    assert np.abs(ends.coherent[0] - ends.coherent[1]) > 0.1
+
+
+def assert_same(one: ReactionModel, other: ReactionModel, *, same: bool = True):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(first, second) for first, second in pairs) == same
 
 
 def test_without_roll_outs_the_reaction_stays_as_it_is(traces):
     generations = load_generations([traces])
-    model, _ = fitted_reaction([dataclasses.replace(each, rollouts=[]) for each in generations])
-    assert not any(value.any() for value in model.state_dict().values())
+    silent = [dataclasses.replace(each, rollouts=[]) for each in generations]
+    unmeasured = answered(generations)
+    for row in (row for generation in unmeasured for row in generation.rollouts):
+        row["reaction"] = np.zeros((NUM_STEPS, 3))
+    for none in (silent, unmeasured):
+        assert_same(fitted(none), ReactionModel())
 
 
 def test_steps_with_nothing_to_say_do_not_count(traces):
-    """Errors that are rounding, and roll-outs that measured nothing."""
-    generations = load_generations([traces])
-    once, _ = fitted_reaction(generations)
-    for row in (row for generation in generations for row in generation.rollouts):
+    """Errors that are rounding."""
+    plain, changed = (answered(load_generations([traces])) for _ in range(2))
+    for row in (row for generation in changed for row in generation.rollouts):
         row["reaction"][row["reaction"][:, 0] < 1e-9] = 1e-12, 5e-12, 1e-10
-    nothing = {**generations[0].rollouts[0], "reaction": np.zeros((NUM_STEPS, 3))}
-    generations[0].rollouts.append(nothing)
-    again, _ = fitted_reaction(generations)
-    for name, value in once.state_dict().items():
-        assert torch.allclose(value, again.state_dict()[name]), name
+    assert_same(fitted(plain), fitted(changed))
+
+
+def test_nothing_is_learned_of_a_video_that_has_become_another_one(traces):
+    """From the first step with an error of 1e-3 or more, whatever was measured later."""
+    clean, early, late = (answered(load_generations([traces])) for _ in range(3))
+    for generations, size in ((clean, None), (early, 2e-3), (late, 2e-4)):
+        for row in (row for generation in generations for row in generation.rollouts[:2]):
+            measured = row["reaction"]
+            step = np.flatnonzero(measured[:, 0])[0]
+            if size is None:
+                measured[step:] = 0
+            else:
+                measured[step] = size, 0, 1e-5
+                measured[step + 1 :] *= [1, -1, 7]
+    assert_same(fitted(clean), fitted(early))
+    assert_same(fitted(clean), fitted(late), same=False)
+
+
+def test_losses_say_how_far_off_answers_are(traces, tmp_path):
+    """Each by its formula, in numbers of single queries."""
+    config = settings(traces, tmp_path, tolerance=0.4)
+    data = TraceData(*split_by_prompt(load_generations([traces]), 0.3, 0), config)
+    module, queries = ReuseTraining.for_data(config, data), data.training_sample(1)
+    generator = torch.Generator().manual_seed(0)
+    names = ("coefficient", "log_reuse", "log_forecast", "safe")
+    out = {name: torch.randn(len(queries.steps), generator=generator) for name in names}
+    change, own = (each.double().numpy() for each in (queries.moments.change, queries.moments.own))
+    left = labels.forecast_error(queries.moments, out["coefficient"]).double().numpy()
+
+    def huber(found, expected):
+        off = np.abs(found.numpy() - expected)
+        return np.where(off < 1, off**2 / 2, off - 1 / 2).mean()
+
+    probability = 1 / (1 + np.exp(-out["safe"].double().numpy()))
+    safe = np.sqrt(change) <= 0.4 * np.sqrt(own)
+    assert 0 < safe.mean() < 1
+    expected = {
+        "forecast": np.log(left / change).mean(),
+        "reuse": huber(out["log_reuse"], np.log(change)),
+        "left": huber(out["log_forecast"], np.log(left)),
+        "safe": -np.log(np.where(safe, probability, 1 - probability)).mean(),
+    }
+    found = {name: value.item() for name, value in module.losses(queries, out).items()}
+    assert found == pytest.approx(expected, rel=1e-4)
+    said = predictions(out)
+    assert said.probability == pytest.approx(probability, rel=1e-5)
+    assert (said.log_change == out["log_reuse"].numpy()).all()
+    assert (said.coefficient == out["coefficient"].numpy()).all()
 
 
 def test_training_lowers_the_loss(traces, tmp_path):
@@ -301,6 +479,9 @@ def test_train_exports_a_policy_that_loads(traces, tmp_path):
     for row in ("this policy", "without prompt", "shuffled prompt", "gradient boosting"):
         assert f"| {row} |" in card
     assert "What the prompt embedding adds:" in card
+    trust = policy.model.pace_trust.item()
+    assert 0 <= trust <= 1
+    assert f"{100 * trust:.0f} % held on these" in card
     assert any((output / "training" / "prompt").glob("events.out.tfevents.*"))
     assert not (output / "training" / "export").exists()
     kept = json.loads((output / "training" / "run.json").read_text("utf-8"))
@@ -319,30 +500,50 @@ def module(traces, tmp_path):
     return ReuseTraining.for_data(config, data), data
 
 
-def test_damage_before_anything_is_run_is_that_of_the_mean_generation(module):
-    """Carried out in vectors that have the mean inner products."""
-    module, data = module
-    (bucket,), (group,) = data.train_buckets, data.train_rollouts
-    outputs = synthetic_traces.outputs_of(bucket.gram[:, 0].double().mean(dim=0).numpy())
-    sigmas = group.sigmas.double().numpy()
-    answer = module.model.reaction.at(sigmas)
-    assert answer.fresh.max() > 0.5
-    found = module.predicted_damage(group)
-    for place, (computed, weights) in enumerate(zip(group.computed, group.weights, strict=True)):
-        plan = Plan.of_output(computed, weights, NUM_BLOCKS)
-        off, _ = synthetic_traces.run(outputs, sigmas, plan, answer)
-        assert found[place].item() == pytest.approx(np.log(off @ off), abs=0.01)
+def test_damage_before_anything_is_run_is_that_of_the_mean_generation(traces, tmp_path):
+    """Carried out in vectors that have the mean inner products under the same guidance.
+
+    Generations count in that mean by the inverse of how much they move.
+    """
+    sides = split_by_prompt(two_scales(load_generations([traces])), 0.3, 0)
+    config = settings(traces, tmp_path)
+    data = TraceData(*sides, config)
+    module = ReuseTraining.for_data(config, data)
+    seen = []
+    for group in data.train_rollouts:
+        total, weight = np.zeros((NUM_STEPS, NUM_STEPS)), 0.0
+        for generation in sides[0]:
+            if generation.trace["guidance_scale"] == group.guidance_scale:
+                gram = np.asarray(generation.trace["group_gram"][1])
+                moved = np.diff(synthetic_traces.outputs_of(gram), axis=0)
+                total, weight = total + gram / (moved**2).sum(), weight + 1 / (moved**2).sum()
+        outputs, sigmas = synthetic_traces.outputs_of(total / weight), group.sigmas.double().numpy()
+        answer = module.model.reaction.at(sigmas, group.guidance_scale)
+        assert answer.spread.max() > 0.5
+        found = module.predicted_damage(group)
+        plans = zip(group.computed, group.weights, strict=True)
+        for place, (computed, weights) in enumerate(plans):
+            plan = Plan.of_output(computed, weights, NUM_BLOCKS)
+            off, _ = synthetic_traces.run(outputs, sigmas, plan, answer)
+            assert found[place].item() == pytest.approx(np.log(off @ off), abs=0.01)
+        seen.append(group.guidance_scale)
+    assert sorted(seen) == [4.0, 9.0]
 
 
-def test_damage_grows_with_the_pace_that_the_network_expects(module):
-    """By as much, where the latest prediction is reused as it is."""
+def test_damage_grows_with_the_pace_that_the_network_expects(module, monkeypatch):
+    """By as much, where the latest prediction is reused as it is; prompt by prompt."""
     module, data = module
     (group,) = data.train_rollouts
     group = group._replace(weights=np.stack([plain_weights(NUM_STEPS)] * len(group.psnr)))
     found = module.predicted_damage(group)
-    with torch.no_grad():
-        module.model.trunk[-1].bias[1] += 0.75
-    assert module.predicted_damage(group).numpy() == pytest.approx(found.numpy() + 0.75, abs=1e-4)
+
+    def pace(sigmas, prompt, features):
+        assert features.shape == (1, 5)
+        return torch.cat([torch.zeros(1), prompt[0, :1].expand(len(sigmas) - 1)])
+
+    monkeypatch.setattr(module.model, "log_pace", pace)
+    expected = found.numpy() + group.embedding[:, 0].numpy()
+    assert module.predicted_damage(group).numpy() == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_promise_is_fitted_on_one_side_and_measured_on_the_other(traces, tmp_path):

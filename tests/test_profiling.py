@@ -522,7 +522,9 @@ def test_another_model_is_refused_and_changes_nothing(profiled, other_pipe):
 
 def test_an_on_policy_round_rolls_the_policys_own_plans_out(pipe, tmp_path):
     torch.manual_seed(0)
-    network = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8)
+    network = ReuseModel(NUM_BLOCKS, TEXT_WIDTH, num_levels=8, profiled_steps=[8])
+    grid = np.linspace(1, 0, 8)
+    network.paths[0].fit(grid, np.eye(8), euler_solver(grid), guidance_scale=4.0)
     costs = {"block_seconds": [1.0], "overhead_seconds": 0.0, "skip_seconds": 0.0}
     policy = LearnedPolicy(network, fingerprint(pipe), costs)
     few = PROFILED_PROMPTS[:1], [PROFILED_CONFIG], tmp_path

@@ -15,12 +15,10 @@ from solvers_by_hand import (
 from foresight.policies.reaction import Reaction, ReactionModel, gains_after, noise_level
 from foresight.solver import euler_solver
 
-GAIN, SHARE, PERSISTENCE = (0.4, -0.7, 0.2, 0.05), (0.1, 0.2, -0.1), 0.6
-REACTION = Reaction(
-    np.linspace(-0.8, 0.9, SOLVER_STEPS),
-    np.linspace(0.9, 0.2, SOLVER_STEPS),
-    np.full(SOLVER_STEPS, 0.3),
-)
+GAIN = (0.4, -0.7, 0.3, 0.2, -0.15, 0.05)
+SHARE = (0.1, 0.2, 0.25, -0.1)
+LEVELS, GUIDANCE = (-1.5, 1.2), (2.0, 8.0)  # that were seen
+REACTION = Reaction(np.linspace(-0.8, 0.9, SOLVER_STEPS), np.linspace(0.9, 0.2, SOLVER_STEPS))
 
 
 def name_of(scheduler) -> str:
@@ -30,67 +28,96 @@ def name_of(scheduler) -> str:
 @pytest.fixture
 def model() -> ReactionModel:
     model = ReactionModel()
-    model.gain.copy_(torch.tensor(GAIN))
-    model.share.copy_(torch.tensor(SHARE))
-    model.known.copy_(torch.tensor([-1.5, 1.2]))
-    model.persistence.fill_(PERSISTENCE)
+    for name, values in (("gain", GAIN), ("share", SHARE)):
+        getattr(model, name).copy_(torch.tensor(values, dtype=torch.float64))
+    model.known.copy_(torch.from_numpy(np.stack([LEVELS, np.log(GUIDANCE)])))
     return model
 
 
-def by_hand(sigma: float) -> tuple[float, float, float]:
-    """Along the error, in halves of all directions, and fresh, by polynomials of the noise level.
+def by_hand(sigma: float, guidance: float) -> tuple[float, float]:
+    """Along the error, and by how much more or less in halves of all directions; by polynomials.
 
-    That is half the log of signal over noise.
+    Of half the log of signal over noise, and of how much stronger than in the middle of what was
+    seen guidance is.
     """
-    level = min(max(np.log((1 - sigma) / sigma) / 2, -1.5), 1.2)
-    gain = np.exp(sum(each * level**power for power, each in enumerate(GAIN)))
-    share = min(max(sum(each * level**power for power, each in enumerate(SHARE)), -0.98), 0.98)
-    across = gain * (1 - share**2) ** 0.5
-    return gain * share, 0.6 * across, 0.8 * across
+    x = min(max(np.log((1 - sigma) / sigma) / 2, -1.5), 1.2)
+    g = np.log(min(max(guidance, 2), 8) / 4)
+    gain = np.exp(0.4 - 0.7 * x + 0.3 * g + 0.2 * x**2 - 0.15 * x * g + 0.05 * x**3)
+    share = 0.98 * np.tanh(0.1 + 0.2 * x + 0.25 * g - 0.1 * x**2)
+    return gain * share, gain * (1 - share**2) ** 0.5
 
 
-def test_the_reaction_is_a_curve_over_the_noise_level(model):
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.0, 3.0, 4.0, 7.5, 20.0])
+def test_the_reaction_is_a_curve_over_noise_level_and_guidance(model, guidance):
+    """Level where guidance is weaker or stronger than was seen."""
     sigmas = np.array([0.94, 0.7, 0.5, 0.2, 0.09])
-    expected = np.array([by_hand(sigma) for sigma in sigmas]).T
-    assert np.stack(model.at(sigmas)) == pytest.approx(expected, rel=1e-6)
+    expected = np.array([by_hand(sigma, guidance) for sigma in sigmas]).T
+    assert np.stack(model.at(sigmas, guidance)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_where_one_guidance_scale_was_seen_it_makes_no_difference(model):
+    model.known[1] = np.log(4.0)
+    sigmas = np.array([0.9, 0.4])
+    expected = np.array([by_hand(sigma, 4.0) for sigma in sigmas]).T
+    for guidance in (1.0, 4.0, 30.0):
+        assert np.stack(model.at(sigmas, guidance)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_model_that_was_never_fitted_answers_by_as_much():
+    """At right angles to them."""
+    reaction = ReactionModel().at(np.array([0.9, 0.5, 0.1]), 4.0)
+    expected = np.outer([0, 1], np.ones(3))
+    assert np.stack(reaction) == pytest.approx(expected)
 
 
 def test_halves_of_all_directions_react_more_and_less(model):
     """Errors along both alike have the energy of the coherent and the spread together."""
-    reaction = model.at(np.array([0.9, 0.3]))
-    for step, (coherent, spread, fresh) in enumerate(zip(*reaction, strict=True)):
-        answers = reaction.answer(step, np.eye(8))
-        answers[:, 6 + step] -= fresh
-        along = answers.diagonal()
-        assert along.shape == (8,)
-        expected = [coherent + spread] * 3 + [coherent - spread] * 3 + [coherent] * 2
-        assert along == pytest.approx(expected)
+    reaction = model.at(np.array([0.9, 0.3]), 5.0)
+    for step, (coherent, spread) in enumerate(zip(*reaction, strict=True)):
+        answers = reaction.answer(step, np.eye(6))
+        expected = [coherent + spread] * 3 + [coherent - spread] * 3
         assert answers == pytest.approx(np.diag(expected))
-        assert np.square(along[:6]).mean() == pytest.approx(coherent**2 + spread**2)
+        assert np.square(answers.diagonal()).mean() == pytest.approx(coherent**2 + spread**2)
+
+
+def test_answers_are_linear_in_errors_of_any_number(model, rng):
+    reaction = model.at(np.array([0.9, 0.3]), 5.0)
+    errors = rng.normal(size=(2, 5, 8))
+    found = reaction.answer(1, errors)
+    assert found.shape == errors.shape
+    for place in np.ndindex(2, 5):
+        assert found[place] == pytest.approx(errors[place] @ reaction.answer(1, np.eye(8)))
 
 
 def test_embedding_keeps_inner_products(model):
-    reaction = model.at(np.array([0.9, 0.3]))
+    reaction = model.at(np.array([0.9, 0.3]), 5.0)
     path = np.array([[1.0, 2, 3], [0, 1, -1]])
     embedded = reaction.embedded(path)
-    assert embedded.shape == (2, 8)
+    assert embedded.shape == (2, 6)
+    assert (embedded[:, :3] == embedded[:, 3:]).all()
     assert embedded @ embedded.T == pytest.approx(path @ path.T)
 
 
 def test_beyond_what_is_known_the_reaction_stays_level(model):
-    inside = 1 / (1 + np.exp(2 * np.array([-1.5, 1.2])))  # at the known ends
-    ends, beyond = model.at(inside), model.at(np.array([1.0, 0.0]))
-    assert np.stack(beyond) == pytest.approx(np.stack(ends), rel=1e-6)
-    assert np.stack(model.at(np.array([0.99, 0.02]))) == pytest.approx(np.stack(ends), rel=1e-6)
+    inside = 1 / (1 + np.exp(2 * np.array(LEVELS)))  # at the known ends
+    ends = np.stack(model.at(inside, 5.0))
+    for beyond in ([1.0, 0.0], [0.99, 0.02]):
+        assert np.stack(model.at(np.array(beyond), 5.0)) == pytest.approx(ends, rel=1e-6)
 
 
 def test_coherent_shares_stay_below_all_of_it(model):
     for sign in (1, -1):
-        model.share.copy_(torch.tensor([3.0 * sign, 0, 0]))
-        coherent, spread, fresh = model.at(np.array([0.5]))
-        gain = np.sqrt(coherent**2 + spread**2 + fresh**2)
-        assert coherent / gain == pytest.approx(0.98 * sign)
-        assert min(spread, fresh) > 0
+        model.share.copy_(torch.tensor([30.0 * sign, 0, 0, 0]))
+        coherent, spread = model.at(np.array([0.5]), 5.0)
+        assert coherent / np.hypot(coherent, spread) == pytest.approx(0.98 * sign)
+        assert spread > 0
+
+
+def test_gains_stay_within_what_can_be_reckoned_with(model):
+    for sign in (1, -1):
+        model.gain.copy_(torch.tensor([100.0 * sign, 0, 0, 0, 0, 0]))
+        size = np.linalg.norm(np.stack(model.at(np.array([0.5]), 5.0)))
+        assert size == pytest.approx(np.exp(5 * sign))
 
 
 def test_noise_levels_are_finite_at_both_ends():
@@ -141,7 +168,7 @@ def test_gains_under_flow_matching_are_a_product(known):
     """With first latents that stay whole, and where nothing is known of them."""
     sigmas = np.linspace(0.97, 0.2, 7)
     rng = np.random.default_rng(0)
-    reaction = Reaction(rng.normal(size=7), rng.uniform(0, 1, size=7), np.zeros(7))
+    reaction = Reaction(rng.normal(size=7), rng.uniform(0, 1, size=7))
     solver = euler_solver(sigmas)
     if known:
         solver = solver._replace(decay=np.ones(7), known=True)
@@ -153,5 +180,5 @@ def test_gains_under_flow_matching_are_a_product(known):
 
 def test_unless_the_model_answers_nothing_grows_or_heals():
     """Under flow matching."""
-    unmoved = Reaction(*np.zeros((3, 5)))
+    unmoved = Reaction(*np.zeros((2, 5)))
     assert gains_after(euler_solver(np.linspace(1, 0.1, 5)), unmoved) == pytest.approx(np.ones(6))

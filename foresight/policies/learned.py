@@ -1,10 +1,12 @@
 """The trained policy: predicts risks before the first step and plans for a budget."""
 
+import bisect
 import contextlib
 import copy
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ from foresight.fingerprint import fingerprint
 from foresight.plan import Plan
 from foresight.planner import refine, shortest_paths, steps_for_speedup
 from foresight.policies.base import Generation, Policy
-from foresight.policies.multistep import carry_out, local_energies
+from foresight.policies.multistep import TINY, carry_out, local_energies
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.promise import QualityPromise
-from foresight.policies.reaction import gains_after
+from foresight.policies.reaction import Reaction, gains_after
 from foresight.solver import Solver, euler_solver
 
 
@@ -53,7 +55,7 @@ class LearnedPolicy(Policy):
         self.speedup = 2.0
         self.quality: float | None = None
         self._confidence = 0.9
-        self._known: dict[tuple[str | bool | bytes, ...], np.ndarray] = {}
+        self._known: dict[tuple[str | float | bytes, ...], np.ndarray] = {}
 
     @property
     def setting(self) -> str:
@@ -182,21 +184,33 @@ class LearnedPolicy(Policy):
             )
 
     def begin(self, generation: Generation) -> Plan:
-        solver, sigmas = _solver(generation), np.asarray(generation.sigmas)
-        reaction = self.model.reaction.at(sigmas)
-        path = self.path(generation)
         if self.quality is None:
             count = self._affordable(generation.num_steps)
         else:
-            energies = carry_out(path, solver, reaction, self._starts(generation))[1]
             assert self.promise is not None
             most = self.promise.highest_log_damage(self.quality, self._confidence)
-            count = 1 + int(np.argmax(energies <= np.exp(most)))  # all computed leaves nothing
-        # Searched for the mean prompt; for another one where the search began may be better still.
+            counts = range(1, generation.num_steps)  # beyond is all computed, which leaves nothing
+            count = 1 + bisect.bisect_left(
+                counts, -most, key=lambda count: -math.log(self._best(generation, count)[2] + TINY)
+            )
+        computed, weights, _ = self._best(generation, count)
+        return Plan.of_output(computed, weights, generation.num_blocks)
+
+    def reaction(self, generation: Generation) -> Reaction:
+        """How the model answers latents that are off, at each step of a generation."""
+        return self.model.reaction.at(generation.sigmas, generation.config.guidance_scale)
+
+    def _best(self, generation: Generation, count: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Which steps to compute (S,), weights (S, HISTORY) and the energy of what they leave.
+
+        Steps are searched for the mean prompt; for another one, where the search began may be
+        better still.
+        """
         choices = np.stack([self._steps(generation, count), self._starts(generation)[count - 1]])
-        weights, energies = carry_out(path, solver, reaction, choices)
+        facts = self.path(generation), _solver(generation), self.reaction(generation)
+        weights, energies = carry_out(*facts, choices)
         best = int(energies.argmin())
-        return Plan.of_output(choices[best], weights[best], generation.num_blocks)
+        return choices[best], weights[best], float(energies[best])
 
     def path(self, generation: Generation) -> np.ndarray:
         """Predictions to be expected of a generation, (S, R) coordinates.
@@ -225,11 +239,10 @@ class LearnedPolicy(Policy):
         """Which steps to compute, bool (S,), given how many; for the mean prompt."""
 
         def search() -> np.ndarray:
-            solver, path = _solver(generation), self._mean_path(generation)
-            reaction = self.model.reaction.at(generation.sigmas)
+            facts = self._mean_path(generation), _solver(generation), self.reaction(generation)
             return refine(
                 self._starts(generation)[count - 1],
-                lambda computed: carry_out(path, solver, reaction, computed)[1],
+                lambda computed: carry_out(*facts, computed)[1],
             )
 
         return self._once(generation, f"steps {count}", search)
@@ -239,7 +252,7 @@ class LearnedPolicy(Policy):
 
         def plan() -> np.ndarray:
             solver, path = _solver(generation), self._mean_path(generation)
-            gains = gains_after(solver, self.model.reaction.at(generation.sigmas))
+            gains = gains_after(solver, self.reaction(generation))
             damage = local_energies(path, solver, len(path)) * gains
             return np.stack([computed for _, computed in shortest_paths(damage, len(path))])
 
@@ -249,16 +262,21 @@ class LearnedPolicy(Policy):
         return self._once(
             generation,
             "path",
-            lambda: self.model.path(np.asarray(generation.sigmas), _solver(generation)),
+            lambda: self.model.path(
+                np.asarray(generation.sigmas),
+                _solver(generation),
+                generation.config.guidance_scale,
+            ),
         )
 
     def _once(
         self, generation: Generation, what: str, make: Callable[[], np.ndarray]
     ) -> np.ndarray:
-        """What is the same for all generations of one solver and schedule."""
+        """What is the same for all generations of one solver, schedule and guidance scale."""
         solver = _solver(generation)
         parts = np.asarray(generation.sigmas), solver.response, solver.decay
-        key = (what, solver.known, *(part.tobytes() for part in parts))
+        guidance = generation.config.guidance_scale
+        key = (what, guidance, solver.known, *(part.tobytes() for part in parts))
         if key not in self._known:
             self._known[key] = make()
         return self._known[key]
@@ -282,7 +300,7 @@ def stretched(
     """
     levels = torch.from_numpy(np.asarray(sigmas)).float()
     with torch.no_grad():
-        pace = model.log_pace(levels, model.context(prompt, features))[0].double().numpy()
+        pace = model.log_pace(levels, prompt, features).double().numpy()
     steps = np.diff(path, axis=0, prepend=0) * np.exp(pace / 2)[:, None]
     return np.cumsum(steps, axis=0)
 

@@ -9,7 +9,7 @@ What is needed for that is known before the first step. Latents are a linear fun
 predictions (the solver's response), predictions are known by their inner products, and how they
 answer latents that are off is the learned `Reaction`. So a plan is carried out on paper, in
 coordinates: those that span the uncached predictions, twice, for the directions in which the model
-reacts more and less than on average, and one for the fresh error of each step.
+reacts more and less than on average.
 """
 
 import numpy as np

@@ -10,13 +10,15 @@ the last computed step a and the one before, p, the network predicts
     coefficient   beta of the forecast `r[a] + beta * (r[a] - r[p])`
     log_reuse     log of ||r[s] - r[a]||^2, relative as in a trace's Gram matrix
     log_forecast  log of what the forecast leaves
+    safe          log odds that the change stays within a tolerance of ||r[s]||
 
-Plans are made at the output: from its kernel follows how best to stand in for what is skipped, the
-predicted change from step to step says how much faster or slower this prompt moves than others, and
-`reaction` how the model answers what is left.
+Plans are made at the output: `paths` says what predictions to expect on average, and so how best to
+stand in for what is skipped; the predicted change from step to step, how much faster or slower this
+prompt moves than others; and `reaction`, how the model answers what is left.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,8 +26,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from foresight.config import GenerationConfig
+from foresight.policies.paths import MeanPaths
 from foresight.policies.reaction import ReactionModel
-from foresight.policies.trajectory import resampled
 from foresight.solver import Solver
 
 NUM_CONFIG_FEATURES = 5
@@ -50,6 +52,8 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         num_blocks: N.
         prompt_width: D of the prompt embedding.
         num_levels: M, noise levels at which the kernel is known.
+        profiled_steps: Of each of `paths`.
+        tolerance: Of "safe": a change of at most this share of the residual's own norm.
         hidden: Width of the hidden layers.
         prompt_rank: Numbers that the prompt is reduced to.
     """
@@ -60,36 +64,37 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
     config_scale: torch.Tensor
     grid: torch.Tensor
     kernel: torch.Tensor
-    response: torch.Tensor
-    decay: torch.Tensor
+    pace_trust: torch.Tensor
 
     def __init__(
         self,
         num_blocks: int,
         prompt_width: int,
         num_levels: int,
+        profiled_steps: Sequence[int],
+        tolerance: float = 0.2,
         hidden: int = 96,
         prompt_rank: int = 4,
     ) -> None:
         super().__init__()
         self.register_buffer("grid", torch.linspace(1, 0, num_levels))
         self.register_buffer("kernel", torch.eye(num_levels).repeat(num_blocks + 1, 1, 1))
-        self.register_buffer("response", torch.zeros(num_levels, num_levels, dtype=torch.float64))
-        self.register_buffer("decay", torch.zeros(num_levels, dtype=torch.float64))
         self.register_buffer("prompt_mean", torch.zeros(prompt_width))
         self.register_buffer("prompt_scale", torch.ones(prompt_width))
         self.register_buffer("config_mean", torch.zeros(NUM_CONFIG_FEATURES))
         self.register_buffer("config_scale", torch.ones(NUM_CONFIG_FEATURES))
         self.prompt = nn.Sequential(nn.Linear(prompt_width, prompt_rank), nn.Tanh())
         self.entity = nn.Embedding(num_blocks + 1, 16)
-        width = 16 + prompt_rank + NUM_CONFIG_FEATURES + 18
-        answers = nn.Linear(hidden, 3)
+        self.log_tolerance = 2 * math.log(tolerance)
+        width = 16 + prompt_rank + NUM_CONFIG_FEATURES + 19
+        answers = nn.Linear(hidden, 4)
         nn.init.zeros_(answers.weight)  # training starts from the kernel's answers
         nn.init.zeros_(answers.bias)
         self.trunk = nn.Sequential(
             nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), answers
         )
-        self.reaction = ReactionModel()
+        self.register_buffer("pace_trust", torch.ones((), dtype=torch.float64))
+        self.paths, self.reaction = MeanPaths(profiled_steps), ReactionModel()
         nn.init.normal_(self.entity.weight, std=0.3)
 
     def fit_inputs(self, prompts: torch.Tensor, configs: torch.Tensor) -> None:
@@ -104,18 +109,15 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
                 torch.where(spread > 1e-4, 1 / spread.clamp(min=1e-4), 0.0)
             )
 
-    def fit_kernel(self, grid: torch.Tensor, grams: torch.Tensor, solver: Solver) -> None:
+    def fit_kernel(self, grid: torch.Tensor, grams: torch.Tensor) -> None:
         """Take mean inner products over the noise levels of a schedule.
 
         Args:
             grid: (M,) noise levels, falling.
             grams: (N + 1, M, M) of every entity with itself.
-            solver: Of that schedule.
         """
         self.grid.copy_(grid)
         self.kernel.copy_(grams)
-        self.response.copy_(torch.from_numpy(solver.response))
-        self.decay.copy_(torch.from_numpy(solver.decay))
 
     def _place(self, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The level of the grid after each of some (any shape), and how near it is: 0 to 1."""
@@ -125,7 +127,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         return place, share.double()
 
     def _read_kernel(self, entity: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Change, best coefficient and what it leaves, (Q,) each, of the interpolated residuals.
+        """Change, best coefficient, what it leaves, and own energy of residuals, (Q,) each.
 
         Residuals are taken as linear between two levels of the grid, so that every answer is one of
         real vectors.
@@ -145,7 +147,8 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         known = motion > floor
         coefficient = torch.where(known, cross / motion.clamp(min=1e-12), 0.0)
         left = torch.maximum(change - coefficient * cross * known, 1e-3 * change)
-        return change.log().float(), coefficient.clamp(-1, 8).float(), left.log().float()
+        answers = change.log(), coefficient.clamp(-1, 8), left.log(), ss.clamp(min=1e-12).log()
+        return tuple(answer.float() for answer in answers)
 
     def context(self, prompts: torch.Tensor, configs: torch.Tensor) -> torch.Tensor:
         """Encode prompt embeddings (G, D) and config features (G, 5) once a generation: (G, C)."""
@@ -164,14 +167,15 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
             context: (Q, C).
 
         Returns:
-            `coefficient`, `log_reuse`, `log_forecast`, each (Q,).
+            `coefficient`, `log_reuse`, `log_forecast`, `safe`, each (Q,).
         """
         target, latest, previous = levels.unbind(-1)
         gap, before = latest - target, previous - latest
         ratio = gap / before.clamp(min=1e-4)
         has_previous = (before > 1e-6).float()
         ratio = torch.where(before > 1e-6, ratio, 0.0)
-        known_reuse, known_coefficient, known_left = self._read_kernel(entity, levels)
+        known_reuse, known_coefficient, known_left, known_own = self._read_kernel(entity, levels)
+        margin = self.log_tolerance + known_own - known_reuse
         extra = torch.stack(
             [
                 (gap.clamp(min=1e-4)).log() / 3,
@@ -183,45 +187,47 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
                 known_reuse / 4,
                 known_coefficient,
                 (known_left - known_reuse) / 2,
+                margin / 4,
             ],
             dim=-1,
         )
         inputs = torch.cat([self.entity(entity), context, _waves(target), extra], dim=-1)
-        correction, reuse, left = self.trunk(inputs).unbind(-1)
+        correction, reuse, left, safe = self.trunk(inputs).unbind(-1)
         coefficient = known_coefficient + ratio.clamp(max=8) * torch.tanh(correction)
         return {
             "coefficient": has_previous * coefficient,
             "log_reuse": known_reuse + reuse,
             "log_forecast": torch.where(before > 1e-6, known_left, known_reuse) + left,
+            "safe": 2 * margin + safe,
         }
 
-    def path(self, sigmas: np.ndarray, solver: Solver) -> np.ndarray:
+    def path(self, sigmas: np.ndarray, solver: Solver, guidance_scale: float) -> np.ndarray:
         """Outputs to be expected on average at sigmas (S,) under a solver, (S, R) coordinates."""
-        return resampled(
-            self.kernel[OUTPUT].double().numpy(),
-            self.grid.double().numpy(),
-            Solver(self.response.numpy(), self.decay.numpy()),
-            np.asarray(sigmas, float),
-            solver,
-            self.reaction.at(sigmas),
-        )
+        reaction = self.reaction.at(sigmas, guidance_scale)
+        return self.paths.at(np.asarray(sigmas, float), solver, guidance_scale, reaction)
 
-    def log_pace(self, sigmas: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """By how much the output's squared change to each step exceeds the kernel's, (G, S) logs.
+    def log_pace(
+        self, sigmas: torch.Tensor, prompt: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
+        """The output's squared change to each step over that of the mean prompt, (S,) logs.
+
+        As far as such differences have held on prompts that were not trained on (`pace_trust`).
 
         Args:
             sigmas: (S,).
-            context: (G, C).
+            prompt: (1, D) embedding.
+            features: (1, C) of the configuration.
         """
         later = torch.arange(1, len(sigmas))
         levels = sigmas[torch.stack([later, later - 1, (later - 2).clamp(min=0)], dim=1)]
-        usual = self._read_kernel(torch.full((len(later),), OUTPUT), levels)[0]
-        expected = self(
-            torch.full((len(context) * len(later),), OUTPUT),
-            levels.repeat(len(context), 1),
+        prompts = torch.cat([prompt, self.prompt_mean[None]])
+        context = self.context(prompts, features.expand(2, -1))
+        asked, usual = self(
+            torch.full((2 * len(later),), OUTPUT),
+            levels.repeat(2, 1),
             context.repeat_interleave(len(later), dim=0),
-        )["log_reuse"].reshape(len(context), -1)
-        return nn.functional.pad(expected - usual, (1, 0))
+        )["log_reuse"].reshape(2, -1)
+        return self.pace_trust * nn.functional.pad(asked - usual, (1, 0))
 
 
 def _waves(sigmas: torch.Tensor) -> torch.Tensor:
