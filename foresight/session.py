@@ -211,8 +211,8 @@ class Session:
                 made = ReactiveBranch(observed.streams, taken, self._tap, self._controller)
             else:
                 program = model.program(self.plan, self.clock.step)
-                told = getattr(self.clock.scheduler.config, "variance_type", None)
-                variance = str(told).startswith("learned")
+                kind = getattr(self.clock.scheduler.config, "variance_type", None)
+                variance = str(kind).startswith("learned")
                 made = PlannedBranch(observed.streams, index, self._tap, program, variance=variance)
             model.branches[key] = made
         return model.branches[key]

@@ -39,7 +39,7 @@ def mean_gram(grams: np.ndarray) -> np.ndarray:
 
     Without that, the few that move most would decide alone what is expected of the others.
     """
-    moved = np.einsum("gss->g", np.diff(np.diff(grams, axis=1), axis=2))
+    moved = np.array([_changes(gram).sum() for gram in grams])
     return np.average(grams, axis=0, weights=1 / np.maximum(moved, max(moved.max() * 1e-6, TINY)))
 
 

@@ -35,14 +35,23 @@ def fit_reaction(model: ReactionModel, rollouts: list[Rollouts]) -> None:
         model: To fit.
         rollouts: Of plans at the output, in which something was skipped.
     """
-    groups = [(group, _measured(group)) for group in rollouts if _measured(group).any()]
+    groups = [group for group in rollouts if _measured(group).any()]
     if not groups:
         return
-    levels = np.concatenate([noise_level(group.sigmas.numpy()) for group, _ in groups])
-    guided = [log_guidance(group.guidance_scale) for group, _ in groups]
+    levels = np.concatenate([noise_level(group.sigmas.numpy()) for group in groups])
+    guided = [log_guidance(group.guidance_scale) for group in groups]
     ends = [[levels.min(), levels.max()], [min(guided), max(guided)]]
     model.known.copy_(torch.tensor(ends, dtype=torch.float64))
-    paths = [(group, there, _paths(group)) for group, there in groups]
+    runs = sum(len(group.grams) for group in groups)
+    known = [
+        (
+            group,
+            _paths(group),
+            _measured(group),
+            model.terms(group.sigmas.numpy(), group.guidance_scale),
+        )
+        for group in groups
+    ]
     found = {
         name: torch.zeros(count, dtype=torch.float64, requires_grad=True)
         for name, count in (CURVES | {LASTING: LASTING_TERMS}).items()
@@ -54,12 +63,10 @@ def fit_reaction(model: ReactionModel, rollouts: list[Rollouts]) -> None:
     def closure() -> Tensor:
         solver.zero_grad()
         total = torch.stack([each.square().sum() for each in found.values()]).sum() * PRIOR
-        for group, there, path in paths:
-            terms = model.terms(group.sigmas.numpy(), group.guidance_scale)
+        for group, path, there, terms in known:
             lasting = (terms[:, :LASTING_TERMS] @ found[LASTING]).sigmoid()
-            share = len(path) / sum(len(other) for *_, other in paths)
             told = replay(group, path, curves(found, terms), lasting)
-            total = total + share * _miss(group, there, told)
+            total = total + len(path) / runs * _miss(group, there, told)
         total.backward()
         return total
 
@@ -88,14 +95,14 @@ def replay(
     true = torch.cat([path, path, path.new_zeros(runs, steps, steps)], dim=2) / math.sqrt(2)
     halves = path.new_tensor([1.0] * width + [-1.0] * width + [0.0] * steps)
     own = torch.cat([path.new_zeros(steps, 2 * width), torch.eye(steps).to(path)], dim=1)
-    fresh = spread * (1 - lasting**2).clamp(min=0).sqrt()
+    kept, fresh = spread * lasting, spread * (1 - lasting**2).clamp(min=0).sqrt()
     computed, weights = torch.from_numpy(rollouts.computed), torch.from_numpy(rollouts.weights)
     response = torch.from_numpy(rollouts.solver.response)
     error = path.new_zeros(runs, true.shape[2])
     held, off, told = [error] * HISTORY, [], []
     for step in range(steps):
         size = (error.square().sum(dim=1, keepdim=True) + TINY).sqrt()
-        answer = (coherent[step] + (spread * lasting)[step] * halves) * error
+        answer = (coherent[step] + kept[step] * halves) * error
         answer = answer + fresh[step] * size * own[step]
         told.append([(error * error).sum(1), (error * answer).sum(1), (answer * answer).sum(1)])
         latest = [true[:, step] + answer, *held[:-1]]
