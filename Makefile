@@ -1,8 +1,8 @@
 # make demo       profile, train and compare on the embedded model; prints where the report is
 # make test       the fast tests
 # make check      lint, format, types, import rules
-# make results    the demo's chain on both embedded models, with more prompts and configurations;
-#                 every table and figure of docs/results
+# make results    the demo's chain on both embedded models, with more configurations, and the
+#                 ablations: every table and figure of docs/results
 # make reference  train the embedded models again (resumable)
 
 PYTHON ?= python3
@@ -22,23 +22,26 @@ CONFIGS_demo := data/configs/demo.json
 CONFIGS_latte := data/configs/train.json
 CONFIGS_wan := data/configs/wan-train.json
 PROFILE_demo := --limit 16 --rollouts 2
-PROFILE_latte := --limit 11 --rollouts 1
-PROFILE_wan := --limit 11 --rollouts 1
+PROFILE_latte := --limit 6 --rollouts 1
+PROFILE_wan := --limit 6 --rollouts 1
 ROUND_demo := --limit 12 --rollouts 2 --seed 500
-ROUND_latte := --limit 4 --rollouts 2 --seed 500
-ROUND_wan := --limit 4 --rollouts 2 --seed 500
+ROUND_latte := --limit 3 --rollouts 2 --seed 500
+ROUND_wan := --limit 3 --rollouts 2 --seed 500
 COMPARE_demo := --configs data/configs/demo.json --limit 4 --speedups 1.2 1.5 1.75 2 2.5 3 3.8
 COMPARE_latte := --configs data/configs/test.json --limit 12 --qualities 30 35 40 45
-COMPARE_wan := --configs data/configs/wan-test.json --limit 8 --qualities 30 35 40 45 \
+COMPARE_wan := --configs data/configs/wan-test.json --limit 12 --qualities 30 35 40 45 \
 	--speedups 1.2 1.5 1.75 2 2.5 3 3.8
 # The demo runs beside the learned policy what is closest to it, the others all that applies.
 RIVALS := foresight static random fewer-steps
 PEERS_demo := $(foreach n,2 3 4,taylorseer[interval=$(n)$(comma)outputs=lite])
 PEERS_latte := pab fbcache magcache taylorseer fastercache cache-dit teacache
 PEERS_wan := $(PEERS_latte)
+ABLATE_latte := --configs data/configs/demo.json --limit 4
+ABLATE_wan := --configs data/configs/wan-test.json --limit 4
 
 .PHONY: demo test check results reference \
-	$(foreach c,$(CHAINS),profile-$(c) round-$(c) publish-$(c) share-$(c))
+	$(foreach c,$(CHAINS),profile-$(c) round-$(c) publish-$(c) share-$(c)) \
+	ablations-latte ablations-wan
 .DELETE_ON_ERROR:
 
 demo: runs/demo/comparison/report.html
@@ -53,7 +56,7 @@ check: $(INSTALLED)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-results: publish-latte publish-wan
+results: publish-latte publish-wan ablations-latte ablations-wan
 	$(BIN)/python benchmarks/tables.py docs/results/latte docs/results/wan
 
 $(CHAINS:%=publish-%): publish-%: runs/%/comparison/report.html
@@ -61,6 +64,11 @@ $(CHAINS:%=publish-%): publish-%: runs/%/comparison/report.html
 	cp $(addprefix runs/$*/comparison/,results.csv setup.json report.html speed-quality.png) \
 		docs/results/$*/
 	$(MAKE) share-$*
+
+ablations-latte ablations-wan: ablations-%: publish-%
+	$(BIN)/python benchmarks/ablations.py --model $(MODEL_$*) --prompts data/prompts/test.txt \
+		--traces runs/$*/traces runs/$*/on-policy $(ABLATE_$*) --work runs/$*/ablations \
+		--output docs/results/$*/ablations.csv
 
 # What others may start from: the demo's traces, and the policies of the two larger chains.
 share-demo:
@@ -70,7 +78,8 @@ share-demo:
 share-latte share-wan: POLICY = checkpoints/policies/$(notdir $(MODEL_$*))
 share-latte share-wan: share-%:
 	cp runs/$*/policy/model.safetensors runs/$*/policy/config.json $(POLICY)/
-	sed 's|^# policy:|# $(notdir $(POLICY)):|; s|load_policy("policy")|load_policy("$(POLICY)")|' \
+	sed -e 's|^# policy:|# $(notdir $(POLICY)):|; s|load_policy("policy")|load_policy("$(POLICY)")|' \
+		-e 's|^model_name: policy|model_name: $(notdir $(POLICY))|' \
 		runs/$*/policy/README.md > $(POLICY)/README.md
 
 reference: $(INSTALLED)

@@ -47,14 +47,14 @@ class Known:
         """What a policy predicts of a generation, and its `own` inner products."""
         sigmas = np.asarray(generation.sigmas)
         return cls(
-            path=policy.path(generation),
-            mean=policy._mean_path(generation),
+            path=policy.search.path(generation),
+            mean=policy.search.mean_path(generation),
             own=own,
             solver=generation.solver or euler_solver(sigmas),
             sigmas=sigmas,
-            reaction=policy.reaction(generation),
-            starts=policy._starts(generation),
-            steps=lambda count: policy._steps(generation, count),
+            reaction=policy.search.reaction(generation).cautious(),
+            starts=policy.search.starts(generation),
+            steps=lambda count: policy.search.steps(generation, count),
         )
 
 
@@ -89,8 +89,10 @@ def searched_steps(known: Known, count: int) -> np.ndarray:
 
 def unmoved(known: Known) -> Known:
     """The same of a model that does not answer latents that are off."""
-    nothing = Reaction(*(np.zeros_like(part) for part in known.reaction))
-    return dataclasses.replace(known, reaction=nothing)
+    nothing = np.zeros_like(known.reaction.coherent)
+    return dataclasses.replace(
+        known, reaction=known.reaction._replace(coherent=nothing, spread=nothing)
+    )
 
 
 def uncorrected(known: Known) -> Known:

@@ -75,6 +75,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=0.9,
         help="share of generations that must reach --quality",
     )
+    generate.add_argument(
+        "--max-cache-bytes",
+        type=_at_least(1),
+        metavar="BYTES",
+        help="the most to keep from step to step, for a trained policy",
+    )
     generate.add_argument("--output", required=True, type=Path, help="mp4 file")
     generate.add_argument("--height", type=_at_least(8), default=64, help="pixels")
     generate.add_argument("--width", type=_at_least(8), default=64, help="pixels")
@@ -202,6 +208,8 @@ def _generate(args: argparse.Namespace) -> None:
         policy = policy.at(args.speedup)
     if args.quality is not None:
         policy = policy.reaching(args.quality, args.confidence)
+    if args.max_cache_bytes is not None:
+        policy = policy.within(args.max_cache_bytes)
     config = GenerationConfig(
         args.height, args.width, args.num_frames, args.num_inference_steps, args.guidance_scale
     )

@@ -24,6 +24,7 @@ from foresight.showcase import Kept, keep_best, write_showcase
 from foresight.variants import SPEEDUPS, Variant, expand, left_out, method_of
 
 BASELINE_EVERY = 8  # cached generations between two uncached ones of the same prompt
+QUIET = 0.1  # relative interquartile range of uncached times that a quiet machine keeps to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ def compare(
         seeds: Every prompt is generated with each.
         speedups: Asked of learned policies.
         qualities: PSNR in dB, asked of learned policies as well.
-        limit: At most so many (prompt, seed, configuration) videos, spread evenly over all.
+        limit: At most so many (prompt, seed, configuration) videos: as many in each configuration,
+            and of other prompts as far as there are enough.
         repeats: Generations per variant; the median time counts.
         num_showcases: Prompts whose clips and plans are kept for the report.
 
@@ -85,8 +87,7 @@ def compare(
     output = Path(output)
     if repeats < 1 or (limit is not None and limit < 1):
         raise UserError(f"--repeats {repeats} and --limit {limit} must be at least 1")
-    videos = [Video(p, s, c) for c, s, p in itertools.product(configs, seeds, prompts)]
-    videos = _spread(videos, limit or len(videos))
+    videos = _chosen(prompts, seeds, configs, limit)
     not_applicable = _not_applicable(pipe, policies, videos[0], output)
     policies = [spec for spec in policies if method_of(spec) not in not_applicable]
     variants = expand(pipe, policies, speedups, qualities)
@@ -103,7 +104,14 @@ def compare(
                 bar.set_postfix_str(video.prompt.text[:40])
                 folder = output / "showcase" / video.key if video.key in shown else None
                 rows = _run_video(pipe, video, variants, repeats, folder, bar.update)
-                _write_whole(_part(output, video), lambda p, t=rows: t.to_parquet(p, index=False))
+                path, spread = _part(output, video), rows["baseline_spread"].max()
+                _write_whole(path, lambda p, t=rows: t.to_parquet(p, index=False))
+                if spread > QUIET:
+                    tqdm.write(
+                        f"the uncached runs of this video differ by {spread:.0%}, so what was "
+                        f"measured of its speed is off; to measure it again, delete {path} and "
+                        "repeat the command on a quiet machine"
+                    )
     results = pd.concat([_read_part(_part(output, v)) for v in videos], ignore_index=True)
     _write_whole(output / "results.csv", lambda path: results.to_csv(path, index=False))
     _write_whole(output / "results.parquet", lambda path: results.to_parquet(path, index=False))
@@ -159,12 +167,12 @@ def _run_video(
     assert reference is not None
     if showcase is not None:
         write_showcase(showcase, video.prompt.text, video.seed, video.config, reference, kept)
-    baseline = float(np.median(baselines))
+    fast, baseline, slow = np.quantile(baselines, [0.25, 0.5, 0.75]).tolist()
     rows = []
     for index, variant in enumerate(variants):
         denoise, wall = np.median(np.array(seconds[index]), axis=0)
         rows.append(_row(pipe, video, variant, measured[index], denoise, wall, baseline))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(baseline_spread=(slow - fast) / baseline)
 
 
 def _measure(reference: np.ndarray, made: Generated, config: GenerationConfig) -> dict[str, Any]:
@@ -224,6 +232,28 @@ def _order(variants: list[Variant], repeats: int, seed: int) -> list[int | None]
                 order.append(None)
             order.append(int(index))
     return [*order, None]
+
+
+def _chosen(
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    configs: Sequence[GenerationConfig],
+    limit: int | None,
+) -> list[Video]:
+    """At most `limit` videos: as many in each configuration, and there evenly spaced prompts.
+
+    Each configuration starts a little later in the list, so that they share few prompts.
+    """
+    subjects = list(itertools.product(seeds, prompts))
+    most = len(subjects) * len(configs)
+    count = most if limit is None else min(limit, most)
+    videos = []
+    for place, config in enumerate(configs):
+        share = (count + len(configs) - 1 - place) // len(configs)
+        starts = (number + place / len(configs) for number in range(share))
+        chosen = [subjects[int(start * len(subjects) / share)] for start in starts]
+        videos += [Video(prompt, seed, config) for seed, prompt in chosen]
+    return videos
 
 
 def _spread(items: list[Video], count: int) -> list[Video]:

@@ -73,7 +73,7 @@ def neutral_generation(policy: LearnedPolicy, num_steps: int) -> Generation:
 
 def predicted_gain(policy: LearnedPolicy, generation: Generation) -> np.ndarray:
     """How far an error of the latents at each step reaches the video, as an amplitude: (S,)."""
-    reaction = policy.reaction(generation)
+    reaction = policy.search.reaction(generation)
     return np.sqrt(gains_after(euler_solver(generation.sigmas), reaction)[:-1])
 
 

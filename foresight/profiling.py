@@ -23,6 +23,7 @@ from foresight.solver import euler_solver
 from foresight.traces import TraceSet
 
 POLICY_SPEEDUPS = (1.2, 3.8)  # rolled out in an on-policy round
+TIMED_STEPS = 8  # are enough to time blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,10 @@ class Timing:
 
 def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
     """Time every block of an uncached run, after a run to warm up. Medians over the steps."""
-    quick = dataclasses.replace(config, num_inference_steps=4)
-    generate(pipe, prompt, quick, seed=0)
+    brief = dataclasses.replace(
+        config, num_inference_steps=min(TIMED_STEPS, config.num_inference_steps)
+    )
+    generate(pipe, prompt, brief, seed=0)
     plain = generate(pipe, prompt, config, seed=0)
     count = len(plain.report.block_names)
     times: list[list[float]] = [[] for _ in range(count)]
@@ -60,11 +63,12 @@ def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
             times[block].append(now - mark)
         mark = time.perf_counter()
 
-    generate(pipe, prompt, config, seed=0, tap=tick)
+    timed = generate(pipe, prompt, brief, seed=0, tap=tick)
     # The first block starts in the dark; blocks of one kind cost the same.
     times[0] = times[-2 if count > 2 else -1]
     steps = plain.report.actions.shape[0]
-    seconds = np.asarray([np.median(block) * len(block) / steps for block in times])
+    calls = [len(block) / len(timed.report.actions) for block in times]  # in a step
+    seconds = np.asarray([np.median(block) for block in times]) * calls
     total = plain.denoise_seconds / steps
     seconds *= min(1.0, 0.98 * total / seconds.sum())
     idle = generate(pipe, prompt, config, seed=0, policy=OneStepPolicy())

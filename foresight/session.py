@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foresight.blocks import find_blocks, find_transformers
+from foresight.blocks import find_blocks, find_transformers, stream_of
 from foresight.calibration import step_times
 from foresight.clock import Clock, noise_levels
 from foresight.config import UserError
@@ -177,14 +177,18 @@ class Session:
         started = time.perf_counter()
         refuse_other_caches(model.module)
         timesteps, sigmas = noise_levels(self.clock.scheduler)
+        config = generation_config(self.pipe, model.module, args, kwargs, len(sigmas))
+        hook = root_hook(model.module)
+        apart = hook is not None and hook.branch is not None and config.guidance_scale > 1
         self.generation = Generation(
-            config=generation_config(self.pipe, model.module, args, kwargs, len(sigmas)),
+            config=config,
             timesteps=timesteps,
             sigmas=sigmas,
             prompt_embedding=pooled_prompt(model.module, args, kwargs),
             block_names=tuple(block.name for block in observed.blocks),
             block_kinds=tuple(block.kind for block in observed.blocks),
             scheduler=copy.deepcopy(self.clock.scheduler),
+            prediction_bytes=stream_of(args, kwargs).nbytes * (1 + apart),
         )
         decided = self.policy.begin(self.generation)
         if isinstance(decided, Plan):
@@ -242,6 +246,7 @@ def reuse(
     *,
     speedup: float | None = None,
     quality: float | None = None,
+    max_cache_bytes: int | None = None,
     tap: Tap | None = None,
     blocks: Sequence[str] | None = None,
 ) -> "Iterator[Session | PeerSession]":
@@ -253,10 +258,12 @@ def reuse(
         speedup: Wanted denoising speed-up over the uncached run, for trained policies.
         quality: Wanted PSNR against the uncached video instead, in dB, to be reached by nine
             generations of ten; other shares by `policy.reaching`.
+        max_cache_bytes: The most to keep on the device from step to step, for trained policies.
         tap: See `Session`.
         blocks: See `Session`.
     """
-    session = enable(pipe, policy, speedup=speedup, quality=quality, tap=tap, blocks=blocks)
+    wanted = {"speedup": speedup, "quality": quality, "max_cache_bytes": max_cache_bytes}
+    session = enable(pipe, policy, **wanted, tap=tap, blocks=blocks)
     try:
         yield session
     finally:
@@ -269,6 +276,7 @@ def enable(
     *,
     speedup: float | None = None,
     quality: float | None = None,
+    max_cache_bytes: int | None = None,
     tap: Tap | None = None,
     blocks: Sequence[str] | None = None,
 ) -> "Session | PeerSession":
@@ -284,6 +292,8 @@ def enable(
         chosen = chosen.at(speedup)
     if quality is not None:
         chosen = chosen.reaching(quality)
+    if max_cache_bytes is not None:
+        chosen = chosen.within(max_cache_bytes)
     if isinstance(chosen, PeerPolicy):
         return PeerSession(pipe, chosen).enable()
     return Session(pipe, chosen, tap=tap, blocks=blocks).enable()

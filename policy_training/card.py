@@ -56,7 +56,7 @@ has changed by at most {{ tolerance_percent }} % of its own norm.
 
 | method | average precision of "safe" | Brier score | R2 of log change | forecast gain, dB |
 |---|---|---|---|---|
-{% for row in scores %}| {{ row.method }} | {{ '%.3f' % row.average_precision }} |\
+{% for row in scores %}| {{ row.method }} | {{ '%.4f' % row.average_precision }} |\
  {{ '%.3f' % row.brier }} | {{ '%.3f' % row.r2 }} |\
  {{ '%.2f' % row.forecast_db if row.forecast_db == row.forecast_db else '-' }} |
 {% endfor %}
@@ -134,9 +134,9 @@ def _promise_sentence(promise: QualityPromise | None) -> str:
         for quality in (30, 45)
     }
     return (
-        "A wanted quality (`quality=`) is planned with the margin that held-out roll-outs need, "
-        f"{len(promise.misses)} of them. What the predicted damage says of the PSNR is usually off "
-        f"by {at[30]:.1f} dB at 30 dB and by {at[45]:.1f} dB at 45 dB."
+        "A wanted quality (`quality=`) is planned with the margin that roll-outs of other prompts "
+        f"need, {len(promise.misses)} of them. What the predicted damage says of the PSNR is "
+        f"usually off by {at[30]:.1f} dB at 30 dB and by {at[45]:.1f} dB at 45 dB."
     )
 
 

@@ -20,7 +20,7 @@ class TrainConfig:
     """Epochs of 25 batches each, the same for the policy and for its ablations."""
     batch_size: int = 2048
     """Queries (generation, block, step, latest and previous computed step) in a batch."""
-    lr: float = 3e-3
+    lr: float = 1e-2
     """Peak learning rate of AdamW; it follows a one-cycle schedule."""
     tolerance: float = 0.2
     """Reuse counts as safe when the residual has changed by at most this share of its own norm."""
@@ -29,7 +29,8 @@ class TrainConfig:
     prompt: bool = True
     """Condition on the prompt embedding."""
     ablate: bool = True
-    """Also train the network without the prompt and with shuffled prompts, for the model card."""
+    """For the model card, also train the network without the prompt and with shuffled prompts, and
+    the baselines."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, naming the flag."""

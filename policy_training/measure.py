@@ -16,7 +16,7 @@ MIN_ROLLOUTS = 5
 
 
 def measure(config: TrainConfig, fitted: dict[str, tuple[ReuseTraining, TraceData]]) -> Results:
-    """Score the networks, the policy's own first, and the baselines.
+    """Score the networks, the policy's own first, and the baselines beside its ablations.
 
     Args:
         config: Settings of the run.
@@ -25,8 +25,9 @@ def measure(config: TrainConfig, fitted: dict[str, tuple[ReuseTraining, TraceDat
     scores = [_score_network(config, use, *pair) for use, pair in fitted.items()]
     module, data = next(iter(fitted.values()))
     held_out = data.held_out_sample()
-    train = data.training_sample(BASELINE_BATCHES)
-    scores += fit_baselines(train, held_out, config.tolerance, config.seed)
+    if config.ablate:
+        train = data.training_sample(BASELINE_BATCHES)
+        scores += fit_baselines(train, held_out, config.tolerance, config.seed)
     measured, predicted = damages(module, data.held_out_rollouts)
     enough = len(measured) >= MIN_ROLLOUTS
     return Results(

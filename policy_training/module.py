@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss
 
-from foresight.policies.learned import stretched
 from foresight.policies.multistep import carry_out
 from foresight.policies.network import ReuseModel
+from foresight.policies.search import stretched
 from policy_training import figures
 from policy_training.baselines import Predictions, score
 from policy_training.config import TrainConfig
@@ -84,7 +84,7 @@ class ReuseTraining(lightning.LightningModule):
         return self.model(queries.entity, queries.levels, context)
 
     def predicted_damage(self, rollouts: Rollouts) -> Tensor:
-        """Log error as a planner sees it, (R,): from predicted outputs, before anything is run."""
+        """Log error to be expected, (R,): from predicted outputs, before anything is run."""
         sigmas, solver, guidance = rollouts.sigmas.numpy(), rollouts.solver, rollouts.guidance_scale
         mean = self.model.path(sigmas, solver, guidance)
         reaction = self.model.reaction.at(sigmas, guidance)

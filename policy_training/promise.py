@@ -4,35 +4,53 @@ import dataclasses
 
 import numpy as np
 import torch
+from sklearn.model_selection import LeaveOneGroupOut
 
 from foresight.policies.promise import QualityPromise
 from policy_training.dataset import TraceData
 from policy_training.module import ReuseTraining
-from policy_training.rollouts import Rollouts
 
 MIN_FITTED = 8
 NOTHING = 1e-3  # dB
 
 
 def quality_promise(module: ReuseTraining, data: TraceData) -> QualityPromise | None:
-    """Fit PSNR and its usual miss on training roll-outs; keep the held-out misses.
+    """Fit PSNR and its usual miss to predicted damage; keep the misses on other prompts.
+
+    From roll-outs of the policy's own plans if there are enough: steps that were chosen because
+    little damage is predicted leave more of it than others of which as little is. Every prompt's
+    misses are those of what was fitted to the other prompts (cross-conformal, Vovk 2015).
 
     Returns:
         None if there are too few roll-outs, or predictions that say nothing about quality.
     """
-    damage, psnr = _predicted_and_measured(module, data.train_rollouts)
-    held_out, reached = _predicted_and_measured(module, data.held_out_rollouts)
-    finite = np.isfinite(psnr)  # videos without a difference are infinitely good
-    if finite.sum() < MIN_FITTED or not len(held_out):
+    damage, psnr, prompts, planned = _known(module, data)
+    told = np.isfinite(psnr)  # videos without a difference are infinitely good
+    if (told & planned).sum() >= MIN_FITTED:
+        told &= planned
+    damage, psnr, prompts = damage[told], psnr[told], prompts[told]
+    if len(set(prompts)) < 2:
         return None
-    slope, offset = np.polyfit(damage[finite], psnr[finite], 1)
+    misses = np.zeros(len(psnr))
+    for known, others in LeaveOneGroupOut().split(damage, groups=prompts):
+        fitted = _fitted(damage[known], psnr[known])
+        if fitted is None:
+            return None
+        units = np.array([fitted.usual_miss(each) for each in damage[others]])
+        misses[others] = (psnr[others] - fitted.offset - fitted.slope * damage[others]) / units
+    fitted = _fitted(damage, psnr)
+    return fitted and dataclasses.replace(fitted, misses=np.sort(misses).tolist())
+
+
+def _fitted(damage: np.ndarray, psnr: np.ndarray) -> QualityPromise | None:
+    """A promise without misses, from damage and PSNR (R,); None if they say nothing."""
+    if len(psnr) < MIN_FITTED:
+        return None
+    slope, offset = np.polyfit(damage, psnr, 1)
     if slope >= 0:
         return None
-    usual = _usual_miss(damage[finite], np.abs(psnr[finite] - offset - slope * damage[finite]))
-    fitted = QualityPromise(float(offset), float(slope), [], *usual)
-    units = np.array([fitted.usual_miss(each) for each in held_out])
-    misses = (reached - (offset + slope * held_out)) / units
-    return dataclasses.replace(fitted, misses=np.sort(misses).tolist())
+    missed = np.abs(psnr - offset - slope * damage)
+    return QualityPromise(float(offset), float(slope), [], *_usual_miss(damage, missed))
 
 
 def _usual_miss(damage: np.ndarray, missed: np.ndarray) -> tuple[float, float, float]:
@@ -45,11 +63,17 @@ def _usual_miss(damage: np.ndarray, missed: np.ndarray) -> tuple[float, float, f
 
 
 @torch.no_grad()
-def _predicted_and_measured(
-    module: ReuseTraining, groups: list[Rollouts]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log damage as a planner predicts it, and PSNR in dB, of all roll-outs; both (R,)."""
-    if not groups:
-        return np.zeros(0), np.zeros(0)
-    damage = torch.cat([module.predicted_damage(group) for group in groups])
-    return damage.double().numpy(), torch.cat([group.psnr for group in groups]).double().numpy()
+def _known(module: ReuseTraining, data: TraceData) -> tuple[np.ndarray, ...]:
+    """Of all roll-outs, (R,): log damage to be expected, PSNR in dB, prompt, whether planned."""
+    groups = [*data.train_rollouts, *data.held_out_rollouts]
+    parts = [
+        (
+            module.predicted_damage(each).double().numpy(),
+            each.psnr.double().numpy(),
+            each.prompts,
+            each.planned,
+        )
+        for each in groups
+    ]
+    empty = np.zeros(0), np.zeros(0), np.zeros(0, str), np.zeros(0, bool)
+    return tuple(np.concatenate(part) for part in zip(empty, *parts, strict=True))

@@ -15,7 +15,6 @@ PRIOR = 1e-3  # keeps coefficients near 0 where there is little to fit them to
 NOTHING = 1e-9  # energy of an error that is rounding
 LINEAR = 1e-3  # beyond it the video has become another one, and errors no longer grow
 ITERATIONS = 60
-LASTING, LASTING_TERMS = "lasting", 3
 TINY = 1e-13
 
 
@@ -26,10 +25,6 @@ def fit_reaction(model: ReactionModel, rollouts: list[Rollouts]) -> None:
     predictions are off at every step. That is compared with what was measured, on a log scale, and
     the difference made small by L-BFGS: an error that has lasted lies in other directions than a
     new one, so what a step answers cannot be fitted step by step.
-
-    How much of the spread lasts in a direction is fitted beside it, and left out afterwards: plans
-    take all of it to last. The errors that do are those that turn a video into another one, in some
-    generations and not in others, and nobody knows beforehand in which.
 
     Args:
         model: To fit.
@@ -54,7 +49,7 @@ def fit_reaction(model: ReactionModel, rollouts: list[Rollouts]) -> None:
     ]
     found = {
         name: torch.zeros(count, dtype=torch.float64, requires_grad=True)
-        for name, count in (CURVES | {LASTING: LASTING_TERMS}).items()
+        for name, count in CURVES.items()
     }
     solver = torch.optim.LBFGS(
         list(found.values()), max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
@@ -64,8 +59,7 @@ def fit_reaction(model: ReactionModel, rollouts: list[Rollouts]) -> None:
         solver.zero_grad()
         total = torch.stack([each.square().sum() for each in found.values()]).sum() * PRIOR
         for group, path, there, terms in known:
-            lasting = (terms[:, :LASTING_TERMS] @ found[LASTING]).sigmoid()
-            told = replay(group, path, curves(found, terms), lasting)
+            told = replay(group, path, curves(found, terms))
             total = total + len(path) / runs * _miss(group, there, told)
         total.backward()
         return total
@@ -75,22 +69,17 @@ def fit_reaction(model: ReactionModel, rollouts: list[Rollouts]) -> None:
         getattr(model, name).copy_(found[name].detach())
 
 
-def replay(
-    rollouts: Rollouts, path: Tensor, reaction: tuple[Tensor, Tensor], lasting: Tensor
-) -> Tensor:
+def replay(rollouts: Rollouts, path: Tensor, reaction: tuple[Tensor, ...]) -> Tensor:
     """What the model's curves say of roll-outs, as was measured: (R, S, 3).
 
-    As `carry_out` does it, with the weights of the plans, if all of the spread lasts;
-    differentiable.
+    As `carry_out` does it, with the weights of the plans; differentiable.
 
     Args:
         rollouts: R of them.
         path: (R, S, D) uncached predictions.
-        reaction: Coherent, and its spread, (S,) each.
-        lasting: (S,) share of the spread, as an amplitude, that keeps its directions; the rest has
-            new ones at every step.
+        reaction: The parts of a `Reaction`, (S,) each.
     """
-    coherent, spread = reaction
+    coherent, spread, lasting = reaction
     runs, steps, width = path.shape
     true = torch.cat([path, path, path.new_zeros(runs, steps, steps)], dim=2) / math.sqrt(2)
     halves = path.new_tensor([1.0] * width + [-1.0] * width + [0.0] * steps)

@@ -34,6 +34,10 @@ class Rollouts(NamedTuple):
     """(R,) of the video, in dB."""
     reactions: Tensor
     """(R, S, 3) what was measured at each step, see `PredictionRecorder.reaction`."""
+    prompts: np.ndarray
+    """(R,) their texts."""
+    planned: np.ndarray
+    """bool (R,), whether the plan was a trained policy's own."""
 
 
 def gather_rollouts(buckets: list[Bucket]) -> list[Rollouts]:
@@ -74,4 +78,6 @@ def _stack(members: list[tuple[Bucket, int, dict[str, Any]]]) -> Rollouts:
         log_final_error=torch.tensor([float(r["final_error"]) for r in rollouts]).log(),
         psnr=torch.tensor([float(rollout["psnr"]) for rollout in rollouts]),
         reactions=torch.from_numpy(np.stack([np.asarray(r["reaction"], float) for r in rollouts])),
+        prompts=np.array([rollout["prompt"] for rollout in rollouts]),
+        planned=np.array([rollout["kind"] == "policy" for rollout in rollouts]),
     )

@@ -116,6 +116,6 @@ def fit(config: TrainConfig, data: TraceData, use: str) -> ReuseTraining:
             datamodule=data,
             ckpt_path=last if last.is_file() else None,
         )
-    module = ReuseTraining.load_from_checkpoint(best.best_model_path)
+    module = ReuseTraining.load_from_checkpoint(best.best_model_path).eval()
     module.model.pace_trust.fill_(trust_in_pace(module.model, data.held_out_buckets))
     return module

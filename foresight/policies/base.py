@@ -25,6 +25,7 @@ class Generation:
         block_names, block_kinds: N blocks in execution order.
         scheduler: A copy of the noise scheduler with its timesteps set and no step taken; None if
             nobody may ask what it makes of predictions.
+        prediction_bytes: What keeping the model's prediction of one step takes; 0 if not known.
     """
 
     config: GenerationConfig
@@ -34,6 +35,7 @@ class Generation:
     block_names: tuple[str, ...]
     block_kinds: tuple[str, ...]
     scheduler: Any = None
+    prediction_bytes: int = 0
 
     @functools.cached_property
     def solver(self) -> Solver | None:
@@ -116,6 +118,17 @@ class Policy(abc.ABC):
         """
         raise UserError(
             f"policy {self.name} cannot promise a quality ({quality:g} dB); a trained one can"
+        )
+
+    def within(self, max_cache_bytes: int) -> "Policy":
+        """The policy set to keep no more than so many bytes from step to step.
+
+        Raises:
+            UserError: If it cannot be bounded.
+        """
+        raise UserError(
+            f"policy {self.name} cannot be held to {max_cache_bytes} cached bytes; "
+            "a trained one can"
         )
 
     def reconfigure(self, pipe: Any, config: GenerationConfig) -> tuple[GenerationConfig, Any]:

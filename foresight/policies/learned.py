@@ -1,4 +1,4 @@
-"""The trained policy: predicts risks before the first step and plans for a budget."""
+"""The trained policy: a folder on disk, the dials, and a plan before the first step."""
 
 import bisect
 import contextlib
@@ -6,24 +6,19 @@ import copy
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from foresight.config import UserError
 from foresight.fingerprint import fingerprint
-from foresight.plan import Plan
-from foresight.planner import refine, shortest_paths, steps_for_speedup
+from foresight.plan import HISTORY, Plan
+from foresight.planner import steps_for_speedup
 from foresight.policies.base import Generation, Policy
-from foresight.policies.multistep import TINY, carry_out, local_energies
-from foresight.policies.network import ReuseModel, config_features
+from foresight.policies.network import ReuseModel
 from foresight.policies.promise import QualityPromise
-from foresight.policies.reaction import Reaction, gains_after
-from foresight.solver import Solver, euler_solver
+from foresight.policies.search import PlanSearch
 
 
 class LearnedPolicy(Policy):
@@ -39,6 +34,8 @@ class LearnedPolicy(Policy):
     Attributes:
         speedup: The denoising speed-up to plan for.
         quality: The PSNR to plan for instead, in dB; None if a speed-up is wanted.
+        max_cache_bytes: The most that plans keep from step to step; None if that does not matter.
+        search: Finds the plans.
     """
 
     def __init__(
@@ -52,16 +49,19 @@ class LearnedPolicy(Policy):
     ) -> None:
         self.model, self.fingerprint, self.costs = model.eval(), fingerprint, costs
         self.promise, self.name = promise, name
+        self.search = PlanSearch(model)
         self.speedup = 2.0
         self.quality: float | None = None
+        self.max_cache_bytes: int | None = None
         self._confidence = 0.9
-        self._known: dict[tuple[str | float | bytes, ...], np.ndarray] = {}
 
     @property
     def setting(self) -> str:
+        wanted = f"speedup={self.speedup:g}"
         if self.quality is not None:
-            return f"quality={self.quality:g},confidence={self._confidence:g}"
-        return f"speedup={self.speedup:g}"
+            wanted = f"quality={self.quality:g},confidence={self._confidence:g}"
+        bound = self.max_cache_bytes
+        return wanted if bound is None else f"{wanted},max_cache_bytes={bound}"
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "LearnedPolicy":
@@ -145,6 +145,11 @@ class LearnedPolicy(Policy):
         other.quality, other._confidence = quality, confidence
         return other
 
+    def within(self, max_cache_bytes: int) -> "LearnedPolicy":
+        other = copy.copy(self)
+        other.max_cache_bytes = max_cache_bytes
+        return other
+
     def calibrated(
         self, num_steps: int, full_seconds: float, skipped_seconds: float
     ) -> "LearnedPolicy":
@@ -184,6 +189,7 @@ class LearnedPolicy(Policy):
             )
 
     def begin(self, generation: Generation) -> Plan:
+        search, history = self.search, self._history(generation)
         if self.quality is None:
             count = self._affordable(generation.num_steps)
         else:
@@ -191,38 +197,10 @@ class LearnedPolicy(Policy):
             most = self.promise.highest_log_damage(self.quality, self._confidence)
             counts = range(1, generation.num_steps)  # beyond is all computed, which leaves nothing
             count = 1 + bisect.bisect_left(
-                counts, -most, key=lambda count: -math.log(self._best(generation, count)[2] + TINY)
+                counts, -most, key=lambda count: -search.log_damage(generation, count, history)
             )
-        computed, weights, _ = self._best(generation, count)
+        computed, weights = search.plan(generation, count, history)
         return Plan.of_output(computed, weights, generation.num_blocks)
-
-    def reaction(self, generation: Generation) -> Reaction:
-        """How the model answers latents that are off, at each step of a generation."""
-        return self.model.reaction.at(generation.sigmas, generation.config.guidance_scale)
-
-    def _best(self, generation: Generation, count: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """Which steps to compute (S,), weights (S, HISTORY) and the energy of what they leave.
-
-        Steps are searched for the mean prompt; for another one, where the search began may be
-        better still.
-        """
-        choices = np.stack([self._steps(generation, count), self._starts(generation)[count - 1]])
-        facts = self.path(generation), _solver(generation), self.reaction(generation)
-        weights, energies = carry_out(*facts, choices)
-        best = int(energies.argmin())
-        return choices[best], weights[best], float(energies[best])
-
-    def path(self, generation: Generation) -> np.ndarray:
-        """Predictions to be expected of a generation, (S, R) coordinates.
-
-        Those of the mean prompt, each change from step to step as much larger or smaller as the
-        network says of this one.
-        """
-        prompt = torch.from_numpy(np.asarray(generation.prompt_embedding)).float()
-        features = torch.tensor([config_features(generation.config)])
-        return stretched(
-            self._mean_path(generation), self.model, generation.sigmas, prompt[None], features
-        )
 
     def _affordable(self, steps: int) -> int:
         """How many steps come closest to the speed-up."""
@@ -235,75 +213,14 @@ class LearnedPolicy(Policy):
         )
         return min(steps, max(1, int(allowed + 0.5)))
 
-    def _steps(self, generation: Generation, count: int) -> np.ndarray:
-        """Which steps to compute, bool (S,), given how many; for the mean prompt."""
-
-        def search() -> np.ndarray:
-            facts = self._mean_path(generation), _solver(generation), self.reaction(generation)
-            return refine(
-                self._starts(generation)[count - 1],
-                lambda computed: carry_out(*facts, computed)[1],
+    def _history(self, generation: Generation) -> int:
+        """How many predictions plans may keep."""
+        if self.max_cache_bytes is None or not generation.prediction_bytes:
+            return HISTORY
+        allowed = self.max_cache_bytes // generation.prediction_bytes
+        if allowed < 1:
+            raise UserError(
+                f"max_cache_bytes={self.max_cache_bytes} is too little: a prediction of this size "
+                f"takes {generation.prediction_bytes}, and one is kept at least"
             )
-
-        return self._once(generation, f"steps {count}", search)
-
-    def _starts(self, generation: Generation) -> np.ndarray:
-        """Good choices of 1, 2, ... S steps: (S, S), those of least summed damage of their runs."""
-
-        def plan() -> np.ndarray:
-            solver, path = _solver(generation), self._mean_path(generation)
-            gains = gains_after(solver, self.reaction(generation))
-            damage = local_energies(path, solver, len(path)) * gains
-            return np.stack([computed for _, computed in shortest_paths(damage, len(path))])
-
-        return self._once(generation, "starts", plan)
-
-    def _mean_path(self, generation: Generation) -> np.ndarray:
-        return self._once(
-            generation,
-            "path",
-            lambda: self.model.path(
-                np.asarray(generation.sigmas),
-                _solver(generation),
-                generation.config.guidance_scale,
-            ),
-        )
-
-    def _once(
-        self, generation: Generation, what: str, make: Callable[[], np.ndarray]
-    ) -> np.ndarray:
-        """What is the same for all generations of one solver, schedule and guidance scale."""
-        solver = _solver(generation)
-        parts = np.asarray(generation.sigmas), solver.response, solver.decay
-        guidance = generation.config.guidance_scale
-        key = (what, guidance, solver.known, *(part.tobytes() for part in parts))
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
-
-
-def stretched(
-    path: np.ndarray,
-    model: ReuseModel,
-    sigmas: np.ndarray,
-    prompt: torch.Tensor,
-    features: torch.Tensor,
-) -> np.ndarray:
-    """A mean path (S, R) as one generation goes along it.
-
-    Args:
-        path: Of the mean prompt.
-        model: Says how much faster or slower this one goes.
-        sigmas: (S,).
-        prompt: (1, D) its embedding.
-        features: (1, C) its configuration's.
-    """
-    levels = torch.from_numpy(np.asarray(sigmas)).float()
-    with torch.no_grad():
-        pace = model.log_pace(levels, prompt, features).double().numpy()
-    steps = np.diff(path, axis=0, prepend=0) * np.exp(pace / 2)[:, None]
-    return np.cumsum(steps, axis=0)
-
-
-def _solver(generation: Generation) -> Solver:
-    return generation.solver or euler_solver(generation.sigmas)
+        return min(allowed, HISTORY)

@@ -40,6 +40,8 @@ def carry_out(
     reaction: Reaction,
     computed: np.ndarray,
     weights: np.ndarray | None = None,
+    *,
+    history: int = HISTORY,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Carry plans out on paper.
 
@@ -49,6 +51,7 @@ def carry_out(
         reaction: At the generation's noise levels.
         computed: bool (C, S), of C plans; step 0 is computed.
         weights: (C, S, HISTORY) of the plans; those of least squares if not given.
+        history: How many predictions these may use, at most HISTORY.
 
     Returns:
         The weights (C, S, HISTORY), see `Plan`, and the energy (C,) of what the final latents are
@@ -72,7 +75,8 @@ def carry_out(
         else:
             wrong = (count < step + 1) & (solver.known | ~now)  # something was skipped so far
             wanted = _wanted(true[step], carried[wrong], solver, step)
-            chosen[wrong, step] += _fit(held[wrong], wanted - held[wrong, 0], count[wrong])
+            there = count[wrong].clip(max=history)
+            chosen[wrong, step] += _fit(held[wrong], wanted - held[wrong, 0], there)
         off[step] = np.einsum("ch,chd->cd", chosen[:, step], held) - true[step]
         error = carried + solver.response[step, step] * off[step]
     return chosen, (error**2).sum(axis=1)
@@ -102,7 +106,7 @@ def _fit(held: np.ndarray, wanted: np.ndarray, count: np.ndarray) -> np.ndarray:
     Args:
         held: (B, HISTORY, D) predictions, the latest first.
         wanted: (B, D).
-        count: (B,) how many of them there are.
+        count: (B,) how many of them to use.
     """
     there = np.arange(HISTORY) < count[:, None]
     ways = WAYS * there[:, :, None]
@@ -113,13 +117,16 @@ def _fit(held: np.ndarray, wanted: np.ndarray, count: np.ndarray) -> np.ndarray:
     return (np.linalg.solve(inner, towards)[:, :, 0, None] * ways).sum(axis=1)
 
 
-def local_energies(path: np.ndarray, solver: Solver, longest: int = LONGEST_RUN) -> np.ndarray:
+def local_energies(
+    path: np.ndarray, solver: Solver, longest: int = LONGEST_RUN, *, history: int = HISTORY
+) -> np.ndarray:
     """What every run of skipped steps leaves in the latents after it, if all was right before.
 
     Args:
         path: (S, R), see `coordinates`.
         solver: Of the generation.
         longest: Steps that a run may have.
+        history: How many predictions may be used; of more than two, the two latest.
 
     Returns:
         (S, S, S + 1) energies by the step computed before the last, the last, and the next (S:
@@ -146,7 +153,8 @@ def local_energies(path: np.ndarray, solver: Solver, longest: int = LONGEST_RUN)
         held = np.stack([path[latest], path[previous], np.zeros((len(step), path.shape[1]))], 1)
         own = solver.response[step, step][:, None]
         wanted = _wanted(path[step], carried, solver, step)
-        weights = _fit(held, wanted - held[:, 0], 1 + (previous < latest))
+        there = (1 + (previous < latest)).clip(max=history)
+        weights = _fit(held, wanted - held[:, 0], there)
         weights[:, 0] += 1
         missed.append(np.einsum("bh,bhd->bd", weights, held) - path[step])
         left = carried + own * missed[-1]

@@ -31,6 +31,7 @@ from foresight.policies.reaction import ReactionModel
 from foresight.solver import Solver
 
 NUM_CONFIG_FEATURES = 5
+PROMPT_NOISE = 10.0  # in training, in standard deviations: few prompts are soon known by heart
 OUTPUT = 0  # the entity that plans are made at
 
 
@@ -153,6 +154,8 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
     def context(self, prompts: torch.Tensor, configs: torch.Tensor) -> torch.Tensor:
         """Encode prompt embeddings (G, D) and config features (G, 5) once a generation: (G, C)."""
         prompts = ((prompts - self.prompt_mean) * self.prompt_scale).clamp(-3, 3)
+        if self.training:
+            prompts = prompts + PROMPT_NOISE * torch.randn_like(prompts)
         configs = ((configs - self.config_mean) * self.config_scale).clamp(-2, 2)
         return torch.cat([self.prompt(prompts), configs], dim=-1)
 
@@ -203,7 +206,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
 
     def path(self, sigmas: np.ndarray, solver: Solver, guidance_scale: float) -> np.ndarray:
         """Outputs to be expected on average at sigmas (S,) under a solver, (S, R) coordinates."""
-        reaction = self.reaction.at(sigmas, guidance_scale)
+        reaction = self.reaction.at(sigmas, guidance_scale).cautious()
         return self.paths.at(np.asarray(sigmas, float), solver, guidance_scale, reaction)
 
     def log_pace(

@@ -2,11 +2,11 @@
 
 Where latents are off by e, the prediction is off by `coherent * e`, and by something at right
 angles to e of size `spread * |e|`. The latter comes from directions in which the model reacts more
-than on average, and others in which it reacts less, the same ones for as long as the error lasts:
-errors heal in some directions and grow in others. Both depend on the noise level and on guidance:
-at high noise a small error changes what the video becomes, later on it hardly matters. With the
-solver's response this tells what is left of an error at the end, and how far later predictions can
-be trusted.
+than on average, and others in which it reacts less: errors heal in some directions and grow in
+others. Part of that lasts in its directions for as long as the error does, the rest has new ones at
+every step. All of it depends on the noise level and on guidance: at high noise a small error
+changes what the video becomes, later on it hardly matters. With the solver's response this tells
+what is left of an error at the end, and how far later predictions can be trusted.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from foresight.clock import log_snr
 from foresight.solver import Solver
 
-CURVES = {"gain": 6, "share": 4}  # how many terms each has
+CURVES = {"gain": 6, "share": 4, "lasting": 3}  # how many terms each has
 LOG_GAINS = (-5.0, 5.0)
 MOST_COHERENT = 0.98
 
@@ -31,16 +31,39 @@ class Reaction(NamedTuple):
     """(S,)"""
     spread: np.ndarray
     """(S,) by which the reaction is larger in half of all directions, and smaller in the others."""
+    lasting: np.ndarray | None = None
+    """(S,) how much of the spread, as an amplitude, keeps its directions; all of it if None."""
+
+    def cautious(self) -> "Reaction":
+        """The same if all of the spread lasted.
+
+        What plans are made for: the errors that last are those that turn a video into another one,
+        in some generations and not in others, and nobody knows beforehand in which.
+        """
+        return self._replace(lasting=None)
 
     def embedded(self, path: np.ndarray) -> np.ndarray:
-        """Predictions (S, R) in the coordinates of `answer`, (S, 2 * R): once for each half."""
-        return np.tile(path, 2) / np.sqrt(2)
+        """Predictions (S, R) in the coordinates of `answer`, (S, D).
+
+        Once for each half of all directions; and a coordinate for what is new at each step, if
+        anything ever is.
+        """
+        new = path[:, :0] if self.lasting is None else np.zeros((len(path), len(path)))
+        return np.concatenate([path, path, new], axis=1) / np.sqrt(2)
 
     def answer(self, step: int, error: np.ndarray) -> np.ndarray:
-        """What a prediction is off by where latents are off by an error (..., 2 * R)."""
-        rank = error.shape[-1] // 2
-        more, less = (self.coherent[step] + sign * self.spread[step] for sign in (1, -1))
-        return np.concatenate([more * error[..., :rank], less * error[..., rank:]], axis=-1)
+        """What a prediction is off by where latents are off by an error (..., D)."""
+        coherent, spread = self.coherent[step], self.spread[step]
+        new = 0 if self.lasting is None else len(self.lasting)
+        rank = (error.shape[-1] - new) // 2
+        lasts = 1.0 if self.lasting is None else self.lasting[step]
+        answer = coherent * error
+        answer[..., :rank] += spread * lasts * error[..., :rank]
+        answer[..., rank : 2 * rank] -= spread * lasts * error[..., rank : 2 * rank]
+        if new:
+            fresh = spread * np.sqrt(1 - lasts**2)
+            answer[..., 2 * rank + step] += fresh * np.linalg.norm(error, axis=-1)
+        return answer
 
 
 class ReactionModel(nn.Module):
@@ -53,12 +76,14 @@ class ReactionModel(nn.Module):
         gain: Coefficients of log |prediction's error| / |latents' error|; zeros if never fitted, so
             that predictions are off by as much as latents.
         share: Coefficients of the cosine between the two errors, through a hyperbolic tangent.
+        lasting: Coefficients of `Reaction.lasting`, through a sigmoid.
         known: The lowest and the highest noise level that was seen, and log guidance scale; beyond,
             curves stay level.
     """
 
     gain: Tensor
     share: Tensor
+    lasting: Tensor
     known: Tensor
 
     def __init__(self) -> None:
@@ -84,11 +109,13 @@ class ReactionModel(nn.Module):
         return torch.stack([one, level, guided, level**2, level * guided, level**3], dim=1)
 
 
-def curves(coefficients: dict[str, Tensor], terms: Tensor) -> tuple[Tensor, Tensor]:
-    """Coherent reaction and spread, (S,) each, from terms (S, 6)."""
-    gain, share = (terms[:, : len(coefficients[name])] @ coefficients[name] for name in CURVES)
+def curves(coefficients: dict[str, Tensor], terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The parts of a `Reaction`, (S,) each, from terms (S, 6)."""
+    gain, share, lasting = (
+        terms[:, : len(coefficients[name])] @ coefficients[name] for name in CURVES
+    )
     gain, share = gain.clamp(*LOG_GAINS).exp(), MOST_COHERENT * share.tanh()
-    return gain * share, gain * (1 - share**2).sqrt()
+    return gain * share, gain * (1 - share**2).sqrt(), lasting.sigmoid()
 
 
 def log_guidance(scale: float) -> float:
@@ -104,7 +131,7 @@ def noise_level(sigmas: np.ndarray) -> np.ndarray:
 def gains_after(solver: Solver, reaction: Reaction) -> np.ndarray:
     """Energy in the final latents of a unit in those before each step, (S + 1,).
 
-    All steps from there on are computed.
+    All steps from there on are computed, and all of the spread lasts.
     """
     steps = len(solver.decay)
     carried = np.append(1.0, solver.decay if solver.decay.all() else np.ones(steps))
