@@ -119,7 +119,9 @@ def _features(train: Queries, held_out: Queries) -> tuple[np.ndarray, np.ndarray
     The prompt components are fitted on the training side.
     """
     prompts = np.unique(train.embedding.numpy(), axis=0)
-    components = PCA(min(PROMPT_COMPONENTS, *prompts.shape)).fit(prompts)
+    # Of P prompts less their mean there are P - 1; one more would be rounding.
+    count = min(PROMPT_COMPONENTS, len(prompts) - 1, prompts.shape[1])
+    components = PCA(count).fit(prompts)
 
     def table(queries: Queries) -> np.ndarray:
         steps = queries.steps.numpy()

@@ -8,17 +8,18 @@ from foresight.config import UserError
 
 @dataclasses.dataclass(frozen=True)
 class QualityPromise:
-    """Split-conformal bound on the PSNR of a plan (Vovk et al. 2005; Lei et al. 2018).
+    """Conformal bound on the PSNR of a plan (Vovk 2015; Lei et al. 2018).
 
     What is predicted well is missed by less than what is not: misses are told in units of what is
     usual at their damage, `max(least, usual + rise * damage)` dB (the locally weighted form of Lei
     et al. 2018, section 5.2).
 
     Attributes:
-        offset, slope: PSNR in dB against predicted log damage, fitted on training roll-outs; the
-            slope is negative.
-        misses: (n,) measured minus fitted PSNR of held-out roll-outs, in those units, rising.
-        usual, rise, least: The usual miss in dB, fitted on training roll-outs; the rise is not
+        offset, slope: PSNR in dB against predicted log damage, fitted on roll-outs; the slope
+            is negative.
+        misses: (n,) measured minus fitted PSNR of roll-outs, in those units, rising; each prompt's
+            as fitted to the other prompts.
+        usual, rise, least: The usual miss in dB, fitted on roll-outs; the rise is not
             negative.
     """
 
@@ -41,14 +42,14 @@ class QualityPromise:
             confidence: The share, between 0 and 1.
 
         Raises:
-            UserError: If there are too few held-out roll-outs for that share; names what there are
+            UserError: If there are too few roll-outs for that share; names what there are
                 enough for.
         """
         count = len(self.misses)
         rank = math.floor((count + 1) * (1 - confidence) + 1e-9)
         if rank < 1:
             raise UserError(
-                f"--confidence {confidence:g} needs more held-out roll-outs than the policy's "
+                f"--confidence {confidence:g} needs more roll-outs than the policy's "
                 f"{count}; the most they can promise is {count / (count + 1):.2f}"
             )
         miss = self.misses[rank - 1]
