@@ -244,15 +244,15 @@ def _chosen(
 
     Each configuration starts a little later in the list, so that they share few prompts.
     """
-    subjects = list(itertools.product(seeds, prompts))
+    subjects = list(itertools.product(prompts, seeds))
     most = len(subjects) * len(configs)
     count = most if limit is None else min(limit, most)
     videos = []
     for place, config in enumerate(configs):
         share = (count + len(configs) - 1 - place) // len(configs)
-        starts = (number + place / len(configs) for number in range(share))
-        chosen = [subjects[int(start * len(subjects) / share)] for start in starts]
-        videos += [Video(prompt, seed, config) for seed, prompt in chosen]
+        for number in range(place, share * len(configs), len(configs)):
+            prompt, seed = subjects[number * len(subjects) // (share * len(configs))]
+            videos.append(Video(prompt, seed, config))
     return videos
 
 

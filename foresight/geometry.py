@@ -51,6 +51,32 @@ def _latent_grid(transformer: torch.nn.Module, args: tuple, kwargs: dict) -> tup
     return sizes[0], sizes[1], sizes[2]
 
 
+def stream_bytes(args: tuple, kwargs: dict) -> int:
+    """Bytes of the latents that a forward pass is called with; of video and sound, of both."""
+    streams = [
+        value
+        for name, value in kwargs.items()
+        if name.endswith("hidden_states") and "encoder" not in name
+    ]
+    tensors = [value for value in streams if isinstance(value, torch.Tensor)]
+    return sum(tensor.nbytes for tensor in tensors or [stream_of(args, kwargs)])
+
+
+def branches_apart(args: tuple, kwargs: dict, branch: str | None, guidance_scale: float) -> bool:
+    """Whether CFG branches come in several forward passes.
+
+    Args:
+        args: Of the first of them, for one prompt.
+        kwargs: Likewise.
+        branch: What the pipeline calls it, if it says so.
+        guidance_scale: Of the generation.
+    """
+    if guidance_scale <= 1:
+        return False
+    single = len(stream_of(args, kwargs)) % 2 == 1
+    return single or branch not in (None, "cond_uncond")
+
+
 def pooled_prompt(transformer: torch.nn.Module, args: tuple, kwargs: dict) -> np.ndarray:
     """The prompt's text embedding (D,), averaged over its tokens; empty if the model takes none.
 

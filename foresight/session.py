@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foresight.blocks import find_blocks, find_transformers, stream_of
+from foresight.blocks import find_blocks, find_transformers
 from foresight.calibration import step_times
 from foresight.clock import Clock, noise_levels
 from foresight.config import UserError
-from foresight.geometry import generation_config, pooled_prompt
+from foresight.geometry import branches_apart, generation_config, pooled_prompt, stream_bytes
 from foresight.hooks import (
     Forward,
     RootHook,
@@ -179,7 +179,8 @@ class Session:
         timesteps, sigmas = noise_levels(self.clock.scheduler)
         config = generation_config(self.pipe, model.module, args, kwargs, len(sigmas))
         hook = root_hook(model.module)
-        apart = hook is not None and hook.branch is not None and config.guidance_scale > 1
+        branch = None if hook is None else hook.branch
+        apart = branches_apart(args, kwargs, branch, config.guidance_scale)
         self.generation = Generation(
             config=config,
             timesteps=timesteps,
@@ -188,7 +189,8 @@ class Session:
             block_names=tuple(block.name for block in observed.blocks),
             block_kinds=tuple(block.kind for block in observed.blocks),
             scheduler=copy.deepcopy(self.clock.scheduler),
-            prediction_bytes=stream_of(args, kwargs).nbytes * (1 + apart),
+            # Where models take turns, the one that has had its turn holds what it kept.
+            prediction_bytes=stream_bytes(args, kwargs) * (1 + apart) * len(self._models),
         )
         decided = self.policy.begin(self.generation)
         if isinstance(decided, Plan):

@@ -26,10 +26,10 @@ def quality_promise(module: ReuseTraining, data: TraceData) -> QualityPromise | 
     """
     damage, psnr, prompts, planned = _known(module, data)
     told = np.isfinite(psnr)  # videos without a difference are infinitely good
-    if (told & planned).sum() >= MIN_FITTED:
+    if _enough(prompts[told & planned]):
         told &= planned
     damage, psnr, prompts = damage[told], psnr[told], prompts[told]
-    if len(set(prompts)) < 2:
+    if not _enough(prompts):
         return None
     misses = np.zeros(len(psnr))
     for known, others in LeaveOneGroupOut().split(damage, groups=prompts):
@@ -42,10 +42,14 @@ def quality_promise(module: ReuseTraining, data: TraceData) -> QualityPromise | 
     return fitted and dataclasses.replace(fitted, misses=np.sort(misses).tolist())
 
 
+def _enough(prompts: np.ndarray) -> bool:
+    """Whether the roll-outs of these prompts (R,) less those of any one can be fitted to."""
+    _, counts = np.unique(prompts, return_counts=True)
+    return len(counts) > 1 and len(prompts) - counts.max() >= MIN_FITTED
+
+
 def _fitted(damage: np.ndarray, psnr: np.ndarray) -> QualityPromise | None:
     """A promise without misses, from damage and PSNR (R,); None if they say nothing."""
-    if len(psnr) < MIN_FITTED:
-        return None
     slope, offset = np.polyfit(damage, psnr, 1)
     if slope >= 0:
         return None

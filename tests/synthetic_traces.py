@@ -90,7 +90,11 @@ def reaction(sigmas: np.ndarray, stronger: float = 1.0) -> Reaction:
 
 
 def run(
-    outputs: np.ndarray, sigmas: np.ndarray, plan: Plan, answer: Reaction, lasting: float = 1.0
+    outputs: np.ndarray,
+    sigmas: np.ndarray,
+    plan: Plan,
+    answer: Reaction,
+    lasting: float | np.ndarray = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A plan under flow matching, by vectors of two halves, and of what is each step's own.
 
@@ -99,7 +103,7 @@ def run(
         sigmas: (S,).
         plan: At the output.
         answer: Of the model.
-        lasting: Share of the spread, as an amplitude, that is in the halves.
+        lasting: Share of the spread, as an amplitude, that is in the halves; or of each step, (S,).
 
     Returns:
         What the final latents are off by, and per step (S, 3) how far latents and the prediction
@@ -107,12 +111,14 @@ def run(
     """
     steps, width = outputs.shape
     outputs = np.pad(np.concatenate([outputs, outputs], axis=1) / 2**0.5, ((0, 0), (0, steps)))
-    halves = lasting * np.repeat([1, -1, 0], [width, width, steps])
+    halves, share = np.repeat([1, -1, 0], [width, width, steps]), np.broadcast_to(lasting, steps)
     off, measured, done = np.zeros(2 * width + steps), np.zeros((steps, 3)), []
     for step, size in enumerate(np.diff(np.append(sigmas, 0))):
         if plan.actions[step, 0] == COMPUTE:
-            missed = (answer.coherent[step] + answer.spread[step] * halves) * off
-            fresh = answer.spread[step] * np.sqrt(1 - lasting**2)
+            kept, fresh = answer.spread[step] * np.array(
+                [share[step], (1 - share[step] ** 2) ** 0.5]
+            )
+            missed = (answer.coherent[step] + kept * halves) * off
             missed[2 * width + step] += fresh * np.linalg.norm(off)
             measured[step] = off @ off, off @ missed, missed @ missed
             done.insert(0, outputs[step] + missed)

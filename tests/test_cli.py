@@ -82,6 +82,15 @@ GENERATE = {
     "no knob": (["--policy", "static", "--speedup", "2"], "policy static takes no speed-up"),
     "another model": (["--policy", "{}/foreign"], "trained for another model (weights_hash"),
     "no policy": (["--policy", "{}/thesis"], "no trained policy"),
+    "too few bytes": (
+        ["--policy", "{}/policy", "--max-cache-bytes", "7"],
+        "max_cache_bytes=7 is too little: a prediction of this size takes 32768",
+    ),
+    "no bytes": (["--max-cache-bytes", "0"], "--max-cache-bytes"),
+    "no bound": (
+        ["--policy", "static", "--max-cache-bytes", "7"],
+        "policy static cannot be held to 7 cached bytes",
+    ),
     "no video": (["--output", "{}/video.gif"], "must end in .mp4"),
     "no steps": (["--num-inference-steps", "0"], "--num-inference-steps"),
     "unknown flag": (["--magic", "3"], "--magic"),
@@ -177,6 +186,7 @@ def test_generate_writes_the_video(work, model_folder, capsys):
     output = work / "new" / "video.mp4"
     arguments = ["generate", "--model", str(model_folder), "--device", "cpu", "--prompt", PROMPT]
     arguments += ["--policy", str(work / "policy"), "--speedup", "1.5"]
+    arguments += ["--max-cache-bytes", "40000"]
     main([*arguments, *SMALL, "--output", str(output)])
     assert imageio_ffmpeg.count_frames_and_secs(str(output)) == (16, 2.0)
     assert [path.name for path in output.parent.iterdir()] == ["video.mp4"]

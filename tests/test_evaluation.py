@@ -1,6 +1,9 @@
 """The comparison on a small untrained pipeline: its columns, its numbers, stopping and resuming."""
 
+import dataclasses
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from foresight import evaluation, report
 from foresight.config import GenerationConfig, Prompt, UserError
 from foresight.models.architecture import build_pipeline
+from foresight.pipeline import generate
 from foresight.showcase import read_showcases
 
 CONFIG = GenerationConfig(64, 64, 16, 6, 3.0)
@@ -88,6 +92,76 @@ def test_bad_requests_write_nothing(pipe: object, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 1"):
         evaluation.compare(pipe, SPECS, PROMPTS, [CONFIG], output=output, limit=0)
     assert not output.exists()
+
+
+def chosen(prompts: int, seeds: int, configs: int, limit: int | None) -> list[tuple[str, int, int]]:
+    """Prompt, seed and number of steps of the videos of a comparison."""
+    named = [Prompt(f"prompt {number}") for number in range(prompts)]
+    sizes = [dataclasses.replace(CONFIG, num_inference_steps=1 + step) for step in range(configs)]
+    videos = evaluation._chosen(named, range(seeds), sizes, limit)
+    return [(video.prompt.text, video.seed, video.config.num_inference_steps) for video in videos]
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_each_configuration_gets_as_many_videos_and_none_twice(seeds: int) -> None:
+    for prompts, configs in itertools.product((1, 2, 5, 8), (1, 2, 3, 7)):
+        most = prompts * seeds * configs
+        for limit in [*range(1, most + 1), most + 5, None]:
+            videos = chosen(prompts, seeds, configs, limit)
+            assert len(set(videos)) == len(videos) == (most if limit is None else min(limit, most))
+            counts = Counter(steps for *_, steps in videos)
+            shares = [counts[1 + number] for number in range(configs)]
+            assert max(shares) - min(shares) <= 1
+
+
+def test_configurations_share_no_prompt_where_there_are_enough() -> None:
+    for configs, share in itertools.product(range(1, 9), range(1, 9)):
+        for prompts in range(configs * share, configs * share + 12):
+            videos = chosen(prompts, 1, configs, configs * share)
+            assert len({prompt for prompt, *_ in videos}) == configs * share
+
+
+def test_prompts_of_a_configuration_are_spread_over_all() -> None:
+    """No two of them nearer than whole steps allow."""
+    for prompts, share in ((12, 3), (12, 5), (30, 7), (7, 7)):
+        for number in range(1, 4):
+            videos = chosen(prompts, 1, 3, 3 * share)
+            places = [int(text.split()[1]) for text, _, steps in videos if steps == number]
+            around = np.diff([*places, places[0] + prompts])
+            assert around.min() >= prompts // share
+            assert around.max() <= -(-prompts // share)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "spread"),
+    [([3, 3, 3], 0), ([100, 101, 99], 0.01), ([8, 10, 9], 1 / 9), ([2, 30, 10], 1.4)],
+    ids=str,
+)
+def test_uncached_runs_that_differ_are_told_of(
+    pipe: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seconds: list[float],
+    spread: float,
+) -> None:
+    """Half of them by more than a tenth of the median; with the file that must go."""
+    made, left = generate(pipe, PROMPTS[0].text, CONFIG, seed=0, policy=None), list(seconds)
+
+    def timed(*args: object, policy: object = "warm-up", **others: object) -> object:
+        return made if policy else dataclasses.replace(made, denoise_seconds=left.pop(0))
+
+    monkeypatch.setattr(evaluation, "generate", timed)
+    monkeypatch.setattr(evaluation.metrics, "vmaf", lambda *_: 1.0)
+    found = evaluation.compare(
+        pipe, ["none"], PROMPTS[:1], [CONFIG], output=tmp_path, num_showcases=0, repeats=2
+    )
+    assert not left
+    assert found["baseline_spread"].tolist() == pytest.approx([spread])
+    assert found["baseline_denoise_seconds"].tolist() == [np.median(seconds)]
+    (part,) = (tmp_path / "parts").iterdir()
+    shown = capsys.readouterr().out
+    assert (str(part) in shown) == (f"differ by {spread:.0%}" in shown) == (spread > 0.1)
 
 
 def test_uncached_runs_surround_and_mix_with_the_others(pipe: object) -> None:

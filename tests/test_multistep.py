@@ -35,6 +35,7 @@ REACTIONS = {
     "coherent": UNMOVED._replace(coherent=np.linspace(-0.9, 0.7, SOLVER_STEPS)),
     "both": Reaction(np.cos(np.arange(SOLVER_STEPS)), np.sin(np.arange(SOLVER_STEPS)) / 2),
 }
+REACTIONS["lasting"] = REACTIONS["both"]._replace(lasting=np.linspace(0.9, 0.1, SOLVER_STEPS))
 REACTING = pytest.mark.parametrize("reaction", REACTIONS.values(), ids=REACTIONS)
 
 
@@ -67,22 +68,29 @@ def path_of(true: torch.Tensor) -> np.ndarray:
 def off_after(
     scheduler, true: torch.Tensor, computed: np.ndarray, weights: np.ndarray, reaction=UNMOVED
 ) -> np.ndarray:
-    """How far latents (S, 2 * D) of a real run are off after every step.
+    """How far latents (S, 2 * D + S) of a real run are off after every step.
 
     Predictions lie in both halves of all directions. Latents that are off by e make the model miss
-    its uncached prediction by more of e in the one half than in the other.
+    its uncached prediction by more of e in the one half than in the other, and by what does not
+    last in a direction that is the step's own.
     """
     steps, width = true.shape
-    true = torch.cat([true, true], dim=1) / 2**0.5
-    halves = torch.cat([torch.ones(width), -torch.ones(width)]).double()
+    lasting = np.ones(steps) if reaction.lasting is None else reaction.lasting
+    own = torch.eye(steps).double()
+    true = torch.cat([true, true, torch.zeros_like(own)], dim=1) / 2**0.5
+    halves = torch.tensor([1.0] * width + [-1.0] * width + [0.0] * steps).double()
     first, done = torch.randn(len(halves), dtype=torch.float64), []
     plain = latents_along(scheduler, first, lambda step, _: true[step], steps)
 
     def predict(step: int, latents: torch.Tensor) -> torch.Tensor:
         if computed[step]:
-            coherent, spread = (float(part[step]) for part in reaction)
             error = latents - plain[step]
-            done.insert(0, true[step] + (coherent + spread * halves) * error)
+            lasts = float(lasting[step])
+            missed = (reaction.coherent[step] + reaction.spread[step] * lasts * halves) * error
+            missed[-steps:] += (
+                reaction.spread[step] * (1 - lasts**2) ** 0.5 * error.norm() * own[step]
+            )
+            done.insert(0, true[step] + missed)
         recent = zip(weights[step].tolist(), done, strict=False)
         return sum(weight * prediction for weight, prediction in recent)
 
@@ -101,9 +109,9 @@ def random_weights(rng: np.random.Generator, computed: np.ndarray) -> np.ndarray
     return weights * (np.cumsum(computed)[:, None] > np.arange(HISTORY))
 
 
-def carried(true: torch.Tensor, solver: Solver, computed: np.ndarray, reaction=UNMOVED):
+def carried(true: torch.Tensor, solver: Solver, computed: np.ndarray, reaction=UNMOVED, **few):
     """Weights (S, HISTORY) and energy of one plan."""
-    weights, energies = carry_out(path_of(true), solver, reaction, computed[None])
+    weights, energies = carry_out(path_of(true), solver, reaction, computed[None], **few)
     return weights[0], energies[0]
 
 
@@ -139,20 +147,43 @@ def test_the_energy_of_chosen_weights_is_how_far_a_real_run_of_them_ends_off(
 
 
 @ON_ONE_STEP
-def test_what_one_skipped_step_leaves_grows_by_the_reaction_of_every_later_one(scheduler):
-    """Under plain weights, by energies in both halves."""
+@pytest.mark.parametrize("lasting", [None, 0.0, 0.6], ids=["all lasts", "nothing lasts", "some"])
+def test_what_one_skipped_step_leaves_grows_by_the_reaction_of_every_later_one(scheduler, lasting):
+    """Under plain weights, by energies in both halves and elsewhere."""
     true, solver, missed = walk(), known_solver(scheduler), 4
     own, kept = np.diag(solver.response), solver.decay[1:] / solver.decay[:-1]
     begun = np.square(own[missed] * (true[missed - 1] - true[missed]).numpy()).sum()
-    one, other = begun / 2, begun / 2
+    one, other, rest = begun / 2, begun / 2, 0.0
+    lasts = 1.0 if lasting is None else lasting
     for step in range(missed + 1, SOLVER_STEPS):
-        coherent, spread = (part[step] for part in REACTIONS["both"])
-        one *= (kept[step - 1] + own[step] * (coherent + spread)) ** 2
-        other *= (kept[step - 1] + own[step] * (coherent - spread)) ** 2
+        coherent, spread = (part[step] for part in REACTIONS["both"][:2])
+        fresh = (one + other + rest) * (own[step] * spread) ** 2 * (1 - lasts**2)
+        one *= (kept[step - 1] + own[step] * (coherent + lasts * spread)) ** 2
+        other *= (kept[step - 1] + own[step] * (coherent - lasts * spread)) ** 2
+        rest = rest * (kept[step - 1] + own[step] * coherent) ** 2 + fresh
     plan = np.arange(SOLVER_STEPS) != missed
-    weights = plain_weights(SOLVER_STEPS)[None]
-    found = carry_out(path_of(true), solver, REACTIONS["both"], plan[None], weights)[1]
-    assert found[0] == pytest.approx(one + other, rel=10 * precision(scheduler))
+    share = None if lasting is None else np.full(SOLVER_STEPS, lasting)
+    reaction, weights = REACTIONS["both"]._replace(lasting=share), plain_weights(SOLVER_STEPS)
+    found = carry_out(path_of(true), solver, reaction, plan[None], weights[None])[1]
+    assert found[0] == pytest.approx(one + other + rest, rel=10 * precision(scheduler))
+
+
+@ON_ALL
+def test_a_spread_of_which_all_lasts_is_the_cautious_one(scheduler, rng):
+    """And one of which less does is not, in weights and in energies."""
+    path, solver = path_of(walk()), known_solver(scheduler)
+    plans = np.stack([random_plan(rng) for _ in range(6)])
+    cautious, whole, part = (
+        carry_out(path, solver, reaction, plans)
+        for reaction in (
+            REACTIONS["lasting"].cautious(),
+            REACTIONS["both"]._replace(lasting=np.ones(SOLVER_STEPS)),
+            REACTIONS["lasting"],
+        )
+    )
+    for expected, found, other in zip(cautious, whole, part, strict=True):
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        assert not np.allclose(other, expected, rtol=1e-3, atol=1e-6)
 
 
 @ON_ALL
@@ -188,11 +219,20 @@ def test_until_something_is_skipped_steps_are_plain_bit_for_bit_and_right(schedu
 
 
 @ON_ALL
-@REACTING
+@pytest.mark.parametrize(
+    ("reaction", "history"),
+    [
+        *((reaction, HISTORY) for reaction in REACTIONS.values()),
+        *((REACTIONS["lasting"], history) for history in range(1, HISTORY)),
+    ],
+    ids=[*REACTIONS, *(f"lasting, from {history}" for history in range(1, HISTORY))],
+)
 @pytest.mark.usefixtures("unbound")
-def test_no_other_weights_leave_less_after_their_step(scheduler, reaction, rng):
+def test_no_other_weights_leave_less_after_their_step(scheduler, reaction, rng, history):
+    """Of those that read as few predictions."""
     true, plan = walk(), steps_where(0, 3, 4, 7, 8)
-    weights, _ = carried(true, known_solver(scheduler), plan, reaction)
+    weights, _ = carried(true, known_solver(scheduler), plan, reaction, history=history)
+    assert not weights[:, history:].any()
 
     def left_after(weights):
         torch.manual_seed(1)
@@ -200,7 +240,7 @@ def test_no_other_weights_leave_less_after_their_step(scheduler, reaction, rng):
 
     least, worse = left_after(weights), 0
     for step in range(np.flatnonzero(~plan)[0], SOLVER_STEPS):
-        readable = np.arange(HISTORY) < plan[: step + 1].sum()
+        readable = np.arange(HISTORY) < min(history, plan[: step + 1].sum())
         ways = rng.normal(size=(2, HISTORY)) * readable
         for way, size in itertools.product(ways, (0.1, -0.1)):
             other = weights.copy()
@@ -397,14 +437,21 @@ def best_stand_in(ways: np.ndarray, plain: np.ndarray, needed: np.ndarray, true:
     return plain + np.linalg.lstsq(rows, sought, rcond=None)[0] @ ways
 
 
-def left_by(true: np.ndarray, solver: Solver, previous: int, latest: int, following: int) -> float:
+def left_by(
+    true: np.ndarray,
+    solver: Solver,
+    previous: int,
+    latest: int,
+    following: int,
+    history: int = HISTORY,
+) -> float:
     """What one run leaves, by vectors, step by step."""
     latents, returned, off = solver.response.T @ true, true.copy(), np.zeros(1)
     for step in range(latest + 1, following):
         own = solver.response[step, step]
         without = solver.response[:step, step] @ returned[:step]
         ways = true[latest][None]
-        if previous < latest:
+        if previous < latest and history > 1:
             ways = np.stack([true[latest], true[latest] - true[previous]])
         needed = (latents[step] - without) / own if solver.known else true[step]
         returned[step] = best_stand_in(ways, true[latest], needed, true[step])
@@ -420,9 +467,12 @@ def few(request) -> tuple[np.ndarray, Solver]:
     return walk(FEW).numpy(), known_solver(request.param, FEW)
 
 
-def test_local_energies_are_those_of_every_run_by_itself(few):
+@pytest.mark.parametrize("history", range(1, HISTORY + 1))
+def test_local_energies_are_those_of_every_run_by_itself(few, history):
+    """Under weights that read the last prediction alone, or the last two."""
     true, solver = few
-    found = local_energies(coordinates(true @ true.T), solver, longest=LONGEST)
+    path = coordinates(true @ true.T)
+    found = local_energies(path, solver, longest=LONGEST, history=history)
     assert found.shape == (FEW, FEW, FEW + 1)
     for p, a, n in np.ndindex(found.shape):
         known = p == a == 0 or 0 < a - p <= LONGEST + 1
@@ -431,7 +481,8 @@ def test_local_energies_are_those_of_every_run_by_itself(few):
         if possible and n == a + 1:
             assert found[p, a, n] == 0
         elif possible:
-            assert found[p, a, n] == pytest.approx(left_by(true, solver, p, a, n), rel=1e-6)
+            expected = left_by(true, solver, p, a, n, history)
+            assert found[p, a, n] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_planned_damage_is_the_least_of_all_plans(few):

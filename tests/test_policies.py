@@ -16,17 +16,18 @@ from foresight.config import GenerationConfig, UserError
 from foresight.fingerprint import fingerprint
 from foresight.models.architecture import TEXT_WIDTH
 from foresight.pipeline import generate
-from foresight.plan import COMPUTE, REUSE, Plan, plain_weights
+from foresight.plan import COMPUTE, HISTORY, REUSE, Plan, plain_weights
 from foresight.planner import shortest_paths
 from foresight.policies import BUILT_IN, load_policy, sweep
-from foresight.policies import learned as learned_module
+from foresight.policies import search as search_module
 from foresight.policies.fixed import FewerStepsPolicy, RandomPolicy, StaticPolicy, warmup_length
 from foresight.policies.foresight import ForesightPolicy
-from foresight.policies.learned import LearnedPolicy, stretched
+from foresight.policies.learned import LearnedPolicy
 from foresight.policies.multistep import carry_out, local_energies
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.promise import QualityPromise
 from foresight.policies.reaction import gains_after
+from foresight.policies.search import stretched
 from foresight.policies.trajectory import resampled
 from foresight.solver import Solver, euler_solver
 
@@ -332,6 +333,7 @@ def wandering(rng) -> tuple[ReuseModel, np.ndarray]:
     fit_outputs(model, kernel, grid, flow_solver(grid))
     model.reaction.gain[:2] = torch.tensor([-0.5, 0.4])
     model.reaction.share[0] = 0.6
+    model.reaction.lasting[:2] = torch.tensor([-1.0, 0.5])
     model.reaction.known[0] = torch.tensor([-2.0, 2.0])
     return model.requires_grad_(False), walk
 
@@ -347,11 +349,12 @@ def test_outputs_are_expected_where_they_were_profiled(wandering, rng):
 
 
 def test_outputs_of_flow_matching_are_resampled_by_the_reaction(wandering):
+    """As if all of its spread lasted."""
     model, walk = wandering
     grid, sigmas = np.linspace(1, 0.1, 9), np.linspace(0.95, 0.15, 5)
     solver = flow_solver(sigmas)
     found = model.path(sigmas, solver, 4.0)
-    reaction = model.reaction.at(sigmas, 4.0)
+    reaction = model.reaction.at(sigmas, 4.0).cautious()
     expected = resampled(walk @ walk.T, grid, flow_solver(grid), sigmas, solver, reaction)
     assert found @ found.T == pytest.approx(expected @ expected.T, rel=1e-4, abs=1e-3)
     plain = model.path(sigmas, euler_solver(sigmas), 4.0)
@@ -462,6 +465,7 @@ def taught(learned, rng) -> LearnedPolicy:
     fit_outputs(learned.model, walk_kernel(rng, 8)[1], grid, euler_solver(grid))
     learned.model.reaction.gain[:2] = torch.tensor([0.2, -0.6])
     learned.model.reaction.share[0] = 0.4
+    learned.model.reaction.lasting[:2] = torch.tensor([-0.8, 0.6])
     learned.model.reaction.known[0] = torch.tensor([-2.0, 1.0])
     return learned
 
@@ -476,62 +480,67 @@ def one_step_moves(computed: np.ndarray):
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("speedup", [1.5, 2.5, 4.0])
+@pytest.mark.parametrize(
+    ("speedup", "history"), [(1.5, HISTORY), (2.5, HISTORY), (4.0, HISTORY), (1.5, 1), (2.5, 2)]
+)
 def test_no_small_move_of_a_computed_step_is_better_for_the_mean_prompt(
-    taught, generation, solved, known, speedup
+    taught, generation, solved, known, speedup, history
 ):
-    """And nothing is lost to the choice that adds up what runs of skipped steps leave."""
+    """As if all of the reaction's spread lasted, with as many predictions as may be kept.
+
+    And nothing is lost to the choice that adds up what runs of skipped steps leave.
+    """
     mean = taught.model.prompt_mean.numpy()
-    generation = dataclasses.replace(solved if known else generation, prompt_embedding=mean)
+    generation = dataclasses.replace(
+        solved if known else generation, prompt_embedding=mean, prediction_bytes=100
+    )
     solver = generation.solver or euler_solver(generation.sigmas)
-    reaction = taught.model.reaction.at(generation.sigmas, 4.0)
+    reaction = taught.model.reaction.at(generation.sigmas, 4.0).cautious()
     path = taught.model.path(generation.sigmas, solver, 4.0)
-    plan = taught.at(speedup).begin(generation)
+    policy = taught.at(speedup)
+    if history < HISTORY:
+        policy = policy.within(100 * history + 99)
+    plan = policy.begin(generation)
     computed = plan.actions[:, 0] == COMPUTE
-    damage = local_energies(path, solver, STEPS) * gains_after(solver, reaction)
+    damage = local_energies(path, solver, STEPS, history=history) * gains_after(solver, reaction)
     *_, (_, start) = shortest_paths(damage, int(computed.sum()))
     choices = np.stack([computed, start, *one_step_moves(computed)])
-    chosen, begun, *moved = carry_out(path, solver, reaction, choices)[1]
+    weights, (chosen, begun, *moved) = carry_out(path, solver, reaction, choices, history=history)
     assert chosen <= begun
     assert chosen <= min(moved) / (1 - 2e-3)
-    weights = carry_out(path, solver, reaction, computed[None])[0][0]
-    assert plan.weights == pytest.approx(weights, rel=1e-6, abs=1e-6)
+    assert plan.weights == pytest.approx(weights[0], rel=1e-6, abs=1e-6)
+    assert plan.weights[:, : min(history, computed.sum())].any(axis=0).all()
+    assert not plan.weights[:, history:].any()
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_other_prompts_have_the_better_of_what_was_searched_and_its_start(
+def test_other_prompts_have_the_steps_of_the_mean_prompt_and_weights_of_their_own(
     taught, generation, solved, known
 ):
-    """By what it leaves of their own paths."""
-    generation, searched = solved if known else generation, []
+    """Those best for their own paths, as if all of the reaction's spread lasted."""
+    generation = solved if known else generation
     solver = generation.solver or euler_solver(generation.sigmas)
-    reaction = taught.model.reaction.at(generation.sigmas, 4.0)
-    path = taught.model.path(generation.sigmas, solver, 4.0)
-    damage = local_energies(path, solver, STEPS) * gains_after(solver, reaction)
-    starts = [start for _, start in shortest_paths(damage, STEPS)]
+    reaction = taught.model.reaction.at(generation.sigmas, 4.0).cautious()
     mean = dataclasses.replace(generation, prompt_embedding=taught.model.prompt_mean.numpy())
     prompts = np.random.default_rng(1).normal(size=(4, TEXT_WIDTH))
     for prompt, speedup in itertools.product(prompts, (1.5, 2.5, 4.0)):
         asked = dataclasses.replace(generation, prompt_embedding=prompt)
         plan, usual = (taught.at(speedup).begin(each) for each in (asked, mean))
-        computed, found = (each.actions[:, 0] == COMPUTE for each in (plan, usual))
-        choices = np.stack([computed, found, starts[int(computed.sum()) - 1]])
-        weights, energies = carry_out(taught.path(asked), solver, reaction, choices)
-        assert energies[0] == energies.min()
-        assert (computed == choices[1:]).all(axis=1).any()
-        assert plan.weights == pytest.approx(weights[0], rel=1e-6, abs=1e-6)
-        searched.append((computed == found).all())
-    assert any(searched)
+        computed, expected = (each.actions[:, 0] == COMPUTE for each in (plan, usual))
+        assert (computed == expected).all()
+        path = taught.search.path(asked)
+        (weights,), _ = carry_out(path, solver, reaction, computed[None])
+        assert plan.weights == pytest.approx(weights, rel=1e-6, abs=1e-6)
 
 
 def test_prompts_differ_in_weights_and_share_the_search(taught, solved, monkeypatch):
-    searched, refine = [], learned_module.refine
+    searched, refine = [], search_module.refine
 
     def counted(start, energies):
         searched.append(start)
         return refine(start, energies)
 
-    monkeypatch.setattr(learned_module, "refine", counted)
+    monkeypatch.setattr(search_module, "refine", counted)
     prompts = np.random.default_rng(1).normal(size=(3, TEXT_WIDTH))
     plans = [
         taught.at(2.0).begin(dataclasses.replace(solved, prompt_embedding=prompt))
@@ -584,13 +593,21 @@ def test_weights_of_another_version_are_refused(learned, tmp_path):
 
 
 def test_a_quality_is_reached_by_the_fastest_plan_that_is_good_enough(taught, solved):
-    """Against the planner itself: every budget in turn, its energy as this prompt has it."""
+    """Against the planner itself: every budget in turn, its energy as this prompt has it.
+
+    Plans are made as if all of the reaction's spread lasted, and judged by what really does.
+    """
     taught.costs = {"block_seconds": [1.0], "overhead_seconds": 0.0, "skip_seconds": 0.0}
     solver, counts = solved.solver, []
-    reaction, own = taught.model.reaction.at(solved.sigmas, 4.0), taught.path(solved)
+    reaction, own = taught.model.reaction.at(solved.sigmas, 4.0), taught.search.path(solved)
     plans = [taught.at(STEPS / count).begin(solved) for count in range(1, STEPS + 1)]
     choices = np.stack([plan.actions[:, 0] == COMPUTE for plan in plans])
-    energies = carry_out(own, solver, reaction, choices)[1]
+    weights = np.stack([plan.weights for plan in plans])
+    energies, cautious = (
+        carry_out(own, solver, each, choices, weights)[1]
+        for each in (reaction, reaction.cautious())
+    )
+    assert np.abs(energies / (cautious + 1e-12) - 1).max() > 0.1
     for quality in (5, 12, 18, 25, 60, 100):
         plan = taught.reaching(quality).begin(solved)
         count = int((plan.actions[:, 0] == COMPUTE).sum())
@@ -612,6 +629,38 @@ def test_a_quality_beyond_all_plans_computes_every_step(taught, solved):
     assert plan.compute_fraction() == 1
 
 
+@pytest.mark.parametrize("bound", [None, 300, 10**12])
+def test_with_room_for_all_predictions_a_bound_changes_nothing(taught, solved, bound):
+    """Nor where nobody knows what a prediction takes."""
+    for policy, size in ((taught.at(2.0), 100), (taught.reaching(18), 100), (taught, 0)):
+        asked = dataclasses.replace(solved, prediction_bytes=size)
+        expected = policy.begin(solved)
+        plan = (policy if bound is None else policy.within(bound if size else 1)).begin(asked)
+        assert (plan.actions == expected.actions).all()
+        assert (plan.weights == expected.weights).all()
+        assert plan.weights.any(axis=0).all()
+
+
+def test_a_bound_outlasts_what_else_is_asked_and_is_named(learned):
+    for policy in (learned.within(5).at(3.0), learned.at(3.0).within(5)):
+        assert policy.setting == "speedup=3,max_cache_bytes=5"
+    assert learned.within(5).reaching(18).setting.endswith(",max_cache_bytes=5")
+    assert learned.setting == "speedup=2"
+
+
+def test_a_bound_below_one_prediction_is_refused(learned, solved):
+    asked = dataclasses.replace(solved, prediction_bytes=4321)
+    with pytest.raises(UserError, match=r"max_cache_bytes=4320 is too little: .* takes 4321"):
+        learned.within(4320).begin(asked)
+    assert not learned.within(4321).begin(asked).weights[:, 1:].any()
+
+
+@pytest.mark.parametrize("spec", ["static", "none", "foresight"])
+def test_other_policies_refuse_a_bound(spec):
+    with pytest.raises(UserError, match=f"{spec} cannot be held to 7 cached bytes"):
+        load_policy(spec).within(7)
+
+
 def test_plans_follow_the_guidance_scale(taught, solved):
     """Where the reaction does: each as a policy plans that was asked for nothing before."""
     taught.model.reaction.gain[2] = 1.5
@@ -625,7 +674,7 @@ def test_plans_follow_the_guidance_scale(taught, solved):
         assert (plans[-1].actions == alone.actions).all()
         assert (plans[-1].weights == alone.weights).all()
         expected = fresh.model.reaction.at(solved.sigmas, scale)
-        assert np.stack(taught.reaction(asked)) == pytest.approx(np.stack(expected))
+        assert np.stack(taught.search.reaction(asked)) == pytest.approx(np.stack(expected))
     assert (plans[0].weights == plans[2].weights).all()
     assert (plans[0].actions != plans[1].actions).any()
 

@@ -143,9 +143,23 @@ def test_timing_adds_up_to_the_time_of_a_step(pipe):
     assert step == pytest.approx(timing.denoise_seconds / PROFILED_CONFIG.num_inference_steps)
 
 
-def test_block_times_are_those_of_all_branches(monkeypatch):
-    """Wan runs its CFG branches apart: a block that sleeps does so twice a step."""
-    pipe, nap = WAN_21.build(), 0.03
+@pytest.mark.parametrize("steps", [6, 12])
+def test_block_times_are_those_of_all_branches(monkeypatch, steps):
+    """Wan runs its CFG branches apart: a block that sleeps does so twice a step.
+
+    However many steps there are; eight are timed at most.
+    """
+    pipe, nap, tapped = WAN_21.build(), 0.01, set()
+    generate = profiling.generate
+
+    def noted(pipe, prompt, config, *, tap=None, **others):
+        def noting(step, *seen):
+            tapped.add(step)
+            tap(step, *seen)
+
+        return generate(pipe, prompt, config, tap=tap and noting, **others)
+
+    monkeypatch.setattr(profiling, "generate", noted)
     pipe.set_progress_bar_config(disable=True)
     for block in pipe.transformer.blocks:
 
@@ -154,9 +168,12 @@ def test_block_times_are_those_of_all_branches(monkeypatch):
             return forward(*args, **kwargs)
 
         monkeypatch.setattr(block, "forward", slow)
-    timing = measure_timing(pipe, "a red circle", GenerationConfig(32, 32, 5, 6, 4.0))
+    timing = measure_timing(pipe, "a red circle", GenerationConfig(32, 32, 5, steps, 4.0))
+    assert tapped == set(range(min(steps, 8)))
     assert (timing.block_seconds > 2 * nap).all()
     assert timing.overhead_seconds < nap
+    full = steps * (timing.block_seconds.sum() + timing.overhead_seconds)
+    assert timing.denoise_seconds == pytest.approx(full)
 
 
 def test_a_trace_holds_what_the_contract_says(profiled, pipe):

@@ -17,6 +17,7 @@ from foresight.solver import euler_solver
 
 GAIN = (0.4, -0.7, 0.3, 0.2, -0.15, 0.05)
 SHARE = (0.1, 0.2, 0.25, -0.1)
+LASTING = (0.3, -0.5, 0.2)
 LEVELS, GUIDANCE = (-1.5, 1.2), (2.0, 8.0)  # that were seen
 REACTION = Reaction(np.linspace(-0.8, 0.9, SOLVER_STEPS), np.linspace(0.9, 0.2, SOLVER_STEPS))
 
@@ -28,14 +29,14 @@ def name_of(scheduler) -> str:
 @pytest.fixture
 def model() -> ReactionModel:
     model = ReactionModel()
-    for name, values in (("gain", GAIN), ("share", SHARE)):
+    for name, values in (("gain", GAIN), ("share", SHARE), ("lasting", LASTING)):
         getattr(model, name).copy_(torch.tensor(values, dtype=torch.float64))
     model.known.copy_(torch.from_numpy(np.stack([LEVELS, np.log(GUIDANCE)])))
     return model
 
 
-def by_hand(sigma: float, guidance: float) -> tuple[float, float]:
-    """Along the error, and by how much more or less in halves of all directions; by polynomials.
+def by_hand(sigma: float, guidance: float) -> tuple[float, float, float]:
+    """Along the error, by how much more or less across, and how much of that lasts; by polynomials.
 
     Of half the log of signal over noise, and of how much stronger than in the middle of what was
     seen guidance is.
@@ -44,7 +45,8 @@ def by_hand(sigma: float, guidance: float) -> tuple[float, float]:
     g = np.log(min(max(guidance, 2), 8) / 4)
     gain = np.exp(0.4 - 0.7 * x + 0.3 * g + 0.2 * x**2 - 0.15 * x * g + 0.05 * x**3)
     share = 0.98 * np.tanh(0.1 + 0.2 * x + 0.25 * g - 0.1 * x**2)
-    return gain * share, gain * (1 - share**2) ** 0.5
+    lasting = 1 / (1 + np.exp(-(0.3 - 0.5 * x + 0.2 * g)))
+    return gain * share, gain * (1 - share**2) ** 0.5, lasting
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 2.0, 3.0, 4.0, 7.5, 20.0])
@@ -64,24 +66,24 @@ def test_where_one_guidance_scale_was_seen_it_makes_no_difference(model):
 
 
 def test_a_model_that_was_never_fitted_answers_by_as_much():
-    """At right angles to them."""
+    """At right angles to them, and half of it in directions that last."""
     reaction = ReactionModel().at(np.array([0.9, 0.5, 0.1]), 4.0)
-    expected = np.outer([0, 1], np.ones(3))
+    expected = np.outer([0, 1, 0.5], np.ones(3))
     assert np.stack(reaction) == pytest.approx(expected)
 
 
 def test_halves_of_all_directions_react_more_and_less(model):
     """Errors along both alike have the energy of the coherent and the spread together."""
-    reaction = model.at(np.array([0.9, 0.3]), 5.0)
-    for step, (coherent, spread) in enumerate(zip(*reaction, strict=True)):
+    reaction = model.at(np.array([0.9, 0.3]), 5.0).cautious()
+    for step, (coherent, spread) in enumerate(zip(*reaction[:2], strict=True)):
         answers = reaction.answer(step, np.eye(6))
         expected = [coherent + spread] * 3 + [coherent - spread] * 3
         assert answers == pytest.approx(np.diag(expected))
         assert np.square(answers.diagonal()).mean() == pytest.approx(coherent**2 + spread**2)
 
 
-def test_answers_are_linear_in_errors_of_any_number(model, rng):
-    reaction = model.at(np.array([0.9, 0.3]), 5.0)
+def test_cautious_answers_are_linear_in_errors_of_any_number(model, rng):
+    reaction = model.at(np.array([0.9, 0.3]), 5.0).cautious()
     errors = rng.normal(size=(2, 5, 8))
     found = reaction.answer(1, errors)
     assert found.shape == errors.shape
@@ -89,13 +91,61 @@ def test_answers_are_linear_in_errors_of_any_number(model, rng):
         assert found[place] == pytest.approx(errors[place] @ reaction.answer(1, np.eye(8)))
 
 
+def even(rng: np.random.Generator, *shape: int, rank: int, steps: int) -> np.ndarray:
+    """Errors (..., D) alike in both halves, and nothing that steps added."""
+    half = rng.normal(size=(*shape, rank))
+    return np.concatenate([half, half, np.zeros((*shape, steps))], axis=-1)
+
+
+@pytest.mark.parametrize("lasting", [0.0, 0.3, 1.0])
+def test_a_new_error_is_answered_by_as_much_however_much_of_it_lasts(rng, lasting):
+    """Along it by what is coherent, across it by the spread: part in halves, part as never before.
+
+    Of any number of errors, each by itself.
+    """
+    reaction = Reaction(np.array([0.4, -0.7]), np.array([0.9, 0.5]), np.full(2, lasting))
+    errors = even(rng, 2, 5, rank=3, steps=2)
+    kept = errors.copy()
+    for step, (coherent, spread, _) in enumerate(zip(*reaction, strict=True)):
+        across = reaction.answer(step, errors) - coherent * errors
+        size = np.linalg.norm(errors, axis=-1)
+        assert np.linalg.norm(across, axis=-1) == pytest.approx(spread * size)
+        assert (across * errors).sum(axis=-1) == pytest.approx(np.zeros((2, 5)), abs=1e-9)
+        assert np.abs(across[..., :6]) == pytest.approx(lasting * spread * np.abs(errors[..., :6]))
+        assert across[..., :3] == pytest.approx(-across[..., 3:6])
+        assert not across[..., 6 + 1 - step].any()
+        assert (errors == kept).all()
+
+
+def test_what_is_new_at_a_step_is_at_right_angles_to_what_was_new_before(rng):
+    """It reacts coherently from then on, in neither half."""
+    reaction = Reaction(np.array([0.4, -0.7]), np.array([0.9, 0.5]), np.array([0.6, 0.6]))
+    first = reaction.answer(0, even(rng, rank=3, steps=2))
+    own = np.append(np.zeros(6), first[6:])
+    again = reaction.answer(1, own)
+    assert own[6] > 0
+    assert own[7] == 0
+    assert again[:7] == pytest.approx(-0.7 * own[:7])
+    assert again[7] == pytest.approx(0.5 * 0.8 * own[6])
+
+
 def test_embedding_keeps_inner_products(model):
-    reaction = model.at(np.array([0.9, 0.3]), 5.0)
+    whole = model.at(np.array([0.9, 0.3]), 5.0)
     path = np.array([[1.0, 2, 3], [0, 1, -1]])
-    embedded = reaction.embedded(path)
-    assert embedded.shape == (2, 6)
-    assert (embedded[:, :3] == embedded[:, 3:]).all()
-    assert embedded @ embedded.T == pytest.approx(path @ path.T)
+    for reaction, width in ((whole, 8), (whole.cautious(), 6)):
+        embedded = reaction.embedded(path)
+        assert embedded.shape == (2, width)
+        assert (embedded[:, :3] == embedded[:, 3:6]).all()
+        assert not embedded[:, 6:].any()
+        assert embedded @ embedded.T == pytest.approx(path @ path.T)
+
+
+def test_to_be_cautious_is_to_forget_what_does_not_last(model):
+    whole = model.at(np.array([0.9, 0.3]), 5.0)
+    cautious = whole.cautious()
+    assert cautious.lasting is None
+    assert np.stack(cautious[:2]) == pytest.approx(np.stack(whole[:2]))
+    assert (np.abs(whole.lasting - 0.5) < 0.5).all()
 
 
 def test_beyond_what_is_known_the_reaction_stays_level(model):
@@ -108,7 +158,7 @@ def test_beyond_what_is_known_the_reaction_stays_level(model):
 def test_coherent_shares_stay_below_all_of_it(model):
     for sign in (1, -1):
         model.share.copy_(torch.tensor([30.0 * sign, 0, 0, 0]))
-        coherent, spread = model.at(np.array([0.5]), 5.0)
+        coherent, spread, _ = model.at(np.array([0.5]), 5.0)
         assert coherent / np.hypot(coherent, spread) == pytest.approx(0.98 * sign)
         assert spread > 0
 
@@ -116,7 +166,7 @@ def test_coherent_shares_stay_below_all_of_it(model):
 def test_gains_stay_within_what_can_be_reckoned_with(model):
     for sign in (1, -1):
         model.gain.copy_(torch.tensor([100.0 * sign, 0, 0, 0, 0, 0]))
-        size = np.linalg.norm(np.stack(model.at(np.array([0.5]), 5.0)))
+        size = np.linalg.norm(np.stack(model.at(np.array([0.5]), 5.0)[:2]))
         assert size == pytest.approx(np.exp(5 * sign))
 
 
@@ -153,6 +203,8 @@ def test_gains_are_what_errors_before_each_step_come_to(scheduler):
     expected = [energy_at_the_end(scheduler, REACTION, s) for s in range(SOLVER_STEPS + 1)]
     assert found == pytest.approx(expected, rel=100 * precision(scheduler))
     assert max(expected) > 1.5 * min(expected)
+    nothing_lasts = REACTION._replace(lasting=np.zeros(SOLVER_STEPS))
+    assert (gains_after(known_solver(scheduler), nothing_lasts) == found).all()
 
 
 @pytest.mark.parametrize("scheduler", MULTISTEP, ids=name_of)

@@ -31,7 +31,7 @@ from foresight.policies.reaction import ReactionModel
 from foresight.solver import Solver
 
 NUM_CONFIG_FEATURES = 5
-PROMPT_NOISE = 10.0  # in training, in standard deviations: few prompts are soon known by heart
+PROMPT_NOISE = 20.0  # over the root of their number: few prompts are soon known by heart
 OUTPUT = 0  # the entity that plans are made at
 
 
@@ -85,6 +85,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         self.register_buffer("config_mean", torch.zeros(NUM_CONFIG_FEATURES))
         self.register_buffer("config_scale", torch.ones(NUM_CONFIG_FEATURES))
         self.prompt = nn.Sequential(nn.Linear(prompt_width, prompt_rank), nn.Tanh())
+        self.prompt_noise = 0.0  # in training, in standard deviations
         self.entity = nn.Embedding(num_blocks + 1, 16)
         self.log_tolerance = 2 * math.log(tolerance)
         width = 16 + prompt_rank + NUM_CONFIG_FEATURES + 19
@@ -103,6 +104,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
 
         What does not vary in training is ignored afterwards.
         """
+        self.prompt_noise = PROMPT_NOISE / len(prompts.unique(dim=0)) ** 0.5
         for name, values in (("prompt", prompts), ("config", configs)):
             spread = values.std(dim=0, unbiased=False)
             getattr(self, f"{name}_mean").copy_(values.mean(dim=0))
@@ -155,7 +157,8 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         """Encode prompt embeddings (G, D) and config features (G, 5) once a generation: (G, C)."""
         prompts = ((prompts - self.prompt_mean) * self.prompt_scale).clamp(-3, 3)
         if self.training:
-            prompts = prompts + PROMPT_NOISE * torch.randn_like(prompts)
+            varies = self.prompt_scale > 0
+            prompts = prompts + self.prompt_noise * varies * torch.randn_like(prompts)
         configs = ((configs - self.config_mean) * self.config_scale).clamp(-2, 2)
         return torch.cat([self.prompt(prompts), configs], dim=-1)
 

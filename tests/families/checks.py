@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import foresight
-from foresight.plan import COMPUTE
+from foresight.plan import COMPUTE, HISTORY, Plan, plain_weights
 from foresight.policies.fixed import FixedPlan
 from foresight.recorder import TraceRecorder
 from foresight.sketch import Sketcher
@@ -138,6 +138,19 @@ def disable_restores_the_pipeline(family: Family) -> None:
     assert torch.equal(family.run(pipe), uncached(family))
 
 
+def knows_what_predictions_take(family: Family) -> None:
+    """What is said before the first step bounds what a plan keeps, closely."""
+    computed, weights = np.arange(STEPS) < STEPS - 2, plain_weights(STEPS)
+    weights[~computed] = 1 / HISTORY
+    plan, pipe = Plan.of_output(computed, weights, len(columns(family))), family.build()
+    with foresight.reuse(pipe, FixedPlan(plan)) as session:
+        family.run(pipe)
+    assert session.generation is not None
+    said, taken = session.generation.prediction_bytes * HISTORY, session.report().cache_bytes
+    assert taken <= said, f"{taken} bytes were kept, and {said} were said to do"
+    assert said < 1.25 * taken, f"{taken} bytes were kept, and {said} said to be needed"
+
+
 def profiles_one_generation(family: Family) -> None:
     """Gram matrices of residuals equal those of residuals kept by hand."""
     pipe, recorder = family.build(), TraceRecorder(len(columns(family)), Sketcher(SKETCH_WIDTH))
@@ -203,6 +216,7 @@ CHECKS: dict[str, Callable[[Family], None]] = {
         keeps_branches_apart,
         forgets_an_interrupted_generation,
         disable_restores_the_pipeline,
+        knows_what_predictions_take,
         profiles_one_generation,
     )
 }
