@@ -260,7 +260,8 @@ def reuse(
         speedup: Wanted denoising speed-up over the uncached run, for trained policies.
         quality: Wanted PSNR against the uncached video instead, in dB, to be reached by nine
             generations of ten; other shares by `policy.reaching`.
-        max_cache_bytes: The most to keep on the device from step to step, for trained policies.
+        max_cache_bytes: The most to keep on the device from step to step, for trained policies and
+            one prompt at a time. Passes beside the CFG branches (LTX-2) come on top.
         tap: See `Session`.
         blocks: See `Session`.
     """
