@@ -157,8 +157,7 @@ class ReuseModel(nn.Module, PyTorchModelHubMixin, library_name="foresight"):
         """Encode prompt embeddings (G, D) and config features (G, 5) once a generation: (G, C)."""
         prompts = ((prompts - self.prompt_mean) * self.prompt_scale).clamp(-3, 3)
         if self.training:
-            varies = self.prompt_scale > 0
-            prompts = prompts + self.prompt_noise * varies * torch.randn_like(prompts)
+            prompts = prompts + self.prompt_noise * torch.randn_like(prompts)
         configs = ((configs - self.config_mean) * self.config_scale).clamp(-2, 2)
         return torch.cat([self.prompt(prompts), configs], dim=-1)
 
