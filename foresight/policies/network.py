@@ -31,7 +31,7 @@ from foresight.policies.reaction import ReactionModel
 from foresight.solver import Solver
 
 NUM_CONFIG_FEATURES = 5
-PROMPT_NOISE = 20.0  # over the root of their number: few prompts are soon known by heart
+PROMPT_NOISE = 25.0  # over the root of their number: few prompts are soon known by heart
 OUTPUT = 0  # the entity that plans are made at
 
 
