@@ -12,7 +12,8 @@ from foresight.policies.base import Generation
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.multistep import carry_out, coordinates, local_energies
 from foresight.policies.reaction import Reaction, gains_after
-from foresight.solver import Solver, euler_solver
+from foresight.policies.search import solver_of
+from foresight.solver import Solver
 
 FULL = "full"
 MOST_FORECAST = (-1.0, 8.0)  # how far a forecast from two points may go
@@ -45,13 +46,12 @@ class Known:
     @classmethod
     def of(cls, policy: LearnedPolicy, generation: Generation, own: np.ndarray) -> "Known":
         """What a policy predicts of a generation, and its `own` inner products."""
-        sigmas = np.asarray(generation.sigmas)
         return cls(
             path=policy.search.path(generation),
             mean=policy.search.mean_path(generation),
             own=own,
-            solver=generation.solver or euler_solver(sigmas),
-            sigmas=sigmas,
+            solver=solver_of(generation),
+            sigmas=np.asarray(generation.sigmas),
             reaction=policy.search.reaction(generation).cautious(),
             starts=policy.search.starts(generation),
             steps=lambda count: policy.search.steps(generation, count),

@@ -39,16 +39,23 @@ class PlanSearch:
             count: How many steps to compute.
             history: How many predictions may be kept.
         """
-        computed = self.steps(generation, count, history)
-        facts = self.path(generation), solver_of(generation), self.reaction(generation).cautious()
-        return computed, carry_out(*facts, computed[None], history=history)[0][0]
+        return self._along(self.path(generation), generation, count, history)
 
     def log_damage(self, generation: Generation, count: int, history: int = HISTORY) -> float:
         """Log energy to be expected in the final latents, of such a plan."""
-        computed, weights = self.plan(generation, count, history)
-        facts = self.path(generation), solver_of(generation), self.reaction(generation)
+        path = self.path(generation)
+        computed, weights = self._along(path, generation, count, history)
+        facts = path, solver_of(generation), self.reaction(generation)
         (energy,) = carry_out(*facts, computed[None], weights[None])[1]
         return math.log(energy + TINY)
+
+    def _along(
+        self, path: np.ndarray, generation: Generation, count: int, history: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The plan, given the predictions to be expected."""
+        computed = self.steps(generation, count, history)
+        facts = path, solver_of(generation), self.reaction(generation).cautious()
+        return computed, carry_out(*facts, computed[None], history=history)[0][0]
 
     def reaction(self, generation: Generation) -> Reaction:
         """How the model answers latents that are off, at each step of a generation."""
