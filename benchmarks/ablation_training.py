@@ -17,6 +17,7 @@ from policy_training.generations import (
     load_generations,
     split_by_prompt,
 )
+from policy_training.reaction import fit_reaction
 from policy_training.train import claim, fit
 
 SIZES = (5, 10, 20, 50, 100, 200, 500)  # profiled generations
@@ -49,7 +50,8 @@ class Training:
         config = TrainConfig([folder], folder, ablate=False, **settings)
         sides = split_by_prompt(self.generations, config.validation_fraction, config.seed)
         if not claim(config, self.generations):
-            module = fit(config, TraceData(*sides, config, self.use), self.use)
+            data = TraceData(*sides, config, self.use)
+            module = fit(config, data, self.use, fit_reaction(data.train_rollouts))
             facts = fingerprint_of(self.generations[0].trace)
             costs = measured_costs(self.generations)
             LearnedPolicy(module.model, facts, costs).save_pretrained(folder)

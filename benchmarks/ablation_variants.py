@@ -30,7 +30,7 @@ class Known:
         solver: Of the generation.
         sigmas: (S,) noise levels.
         reaction: At these.
-        starts: (S, S) choices of 1, 2, ... S steps that the policy's search starts from.
+        start: Where the policy's search for so many steps starts.
         steps: The policy's own choice of so many steps.
     """
 
@@ -40,7 +40,7 @@ class Known:
     solver: Solver
     sigmas: np.ndarray
     reaction: Reaction
-    starts: np.ndarray
+    start: Callable[[int], np.ndarray]
     steps: Callable[[int], np.ndarray]
 
     @classmethod
@@ -53,7 +53,7 @@ class Known:
             solver=solver_of(generation),
             sigmas=np.asarray(generation.sigmas),
             reaction=policy.search.reaction(generation).cautious(),
-            starts=policy.search.starts(generation),
+            start=lambda count: policy.search.start(generation, count),
             steps=lambda count: policy.search.steps(generation, count),
         )
 
@@ -201,7 +201,7 @@ PLANNED = {
     ),
     "no search": Variant(
         "steps whose runs leave least in sum, learned weights",
-        when=lambda known, count: known.starts[count - 1],
+        when=lambda known, count: known.start(count),
     ),
     "no gain": Variant(
         "the same steps, as if nothing grew or healed afterwards",

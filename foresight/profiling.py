@@ -30,7 +30,8 @@ TIMED_STEPS = 8  # are enough to time blocks
 class Timing:
     """Seconds of a plain run: per block and step (N,), per step outside the blocks, and per part.
 
-    `skip_seconds` is what a step takes in which the model is not run at all.
+    `skip_seconds` is what a step takes in which the model is not run at all; `denoise_seconds` is
+    the time of as many steps as were timed, carried over to all.
     """
 
     block_seconds: np.ndarray
@@ -42,12 +43,12 @@ class Timing:
 
 
 def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
-    """Time every block of an uncached run, after a run to warm up. Medians over the steps."""
+    """Time every block of a brief uncached run, after one to warm up. Medians over the steps."""
     brief = dataclasses.replace(
         config, num_inference_steps=min(TIMED_STEPS, config.num_inference_steps)
     )
     generate(pipe, prompt, brief, seed=0)
-    plain = generate(pipe, prompt, config, seed=0)
+    plain = generate(pipe, prompt, brief, seed=0)
     count = len(plain.report.block_names)
     times: list[list[float]] = [[] for _ in range(count)]
     mark = 0.0
@@ -71,14 +72,14 @@ def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
     seconds = np.asarray([np.median(block) for block in times]) * calls
     total = plain.denoise_seconds / steps
     seconds *= min(1.0, 0.98 * total / seconds.sum())
-    idle = generate(pipe, prompt, config, seed=0, policy=OneStepPolicy())
+    idle = generate(pipe, prompt, brief, seed=0, policy=OneStepPolicy())
     skipped = max(0.0, (idle.denoise_seconds - total) / max(1, steps - 1))
     return Timing(
         block_seconds=seconds,
         overhead_seconds=total - seconds.sum(),
         skip_seconds=skipped,
         text_seconds=plain.text_seconds,
-        denoise_seconds=plain.denoise_seconds,
+        denoise_seconds=total * config.num_inference_steps,
         vae_seconds=plain.vae_seconds,
     )
 

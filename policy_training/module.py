@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss
 
 from foresight.policies.multistep import carry_out
 from foresight.policies.network import ReuseModel
+from foresight.policies.reaction import ReactionModel
 from foresight.policies.search import stretched
 from policy_training import figures
 from policy_training.baselines import Predictions, score
@@ -19,7 +20,6 @@ from policy_training.config import TrainConfig
 from policy_training.dataset import BATCHES_PER_EPOCH, Queries, TraceData, concatenate
 from policy_training.labels import forecast_error, safe_to_reuse
 from policy_training.paths import profiled_schedules
-from policy_training.reaction import fit_reaction
 from policy_training.rollouts import Rollouts
 
 FIGURES_EVERY = 8
@@ -54,8 +54,16 @@ class ReuseTraining(lightning.LightningModule):
         self.held_out: list[tuple[Queries, dict[str, Tensor]]] = []
 
     @classmethod
-    def for_data(cls, config: TrainConfig, data: TraceData) -> "ReuseTraining":
-        """A fresh network; all but what is learned by gradients is fitted to the training side."""
+    def for_data(
+        cls, config: TrainConfig, data: TraceData, reaction: ReactionModel
+    ) -> "ReuseTraining":
+        """A fresh network; all but what is learned by gradients is fitted to the training side.
+
+        Args:
+            config: Of the run.
+            data: What it is trained on.
+            reaction: Fitted to the same roll-outs.
+        """
         buckets = data.train_buckets
         finest = max(buckets, key=lambda bucket: bucket.sigmas.shape[1])
         schedules = profiled_schedules(buckets)
@@ -75,7 +83,7 @@ class ReuseTraining(lightning.LightningModule):
         module.model.fit_kernel(finest.sigmas[0], finest.gram.mean(dim=0))
         for path, schedule in zip(module.model.paths, schedules, strict=True):
             path.fit(*schedule)
-        fit_reaction(module.model.reaction, data.train_rollouts)
+        module.model.reaction.load_state_dict(reaction.state_dict())
         return module
 
     def forward(self, queries: Queries) -> dict[str, Tensor]:

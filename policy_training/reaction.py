@@ -18,8 +18,8 @@ ITERATIONS = 60
 TINY = 1e-13
 
 
-def fit_reaction(model: ReactionModel, rollouts: list[Rollouts]) -> None:
-    """Fit in place to whole roll-outs; as it is if there are none.
+def fit_reaction(rollouts: list[Rollouts]) -> ReactionModel:
+    """The reaction that whole roll-outs show; a fresh one if there are none.
 
     Given a plan and the uncached predictions, the model's curves say how far latents and
     predictions are off at every step. That is compared with what was measured, on a log scale, and
@@ -27,12 +27,12 @@ def fit_reaction(model: ReactionModel, rollouts: list[Rollouts]) -> None:
     new one, so what a step answers cannot be fitted step by step.
 
     Args:
-        model: To fit.
         rollouts: Of plans at the output, in which something was skipped.
     """
+    model = ReactionModel()
     groups = [group for group in rollouts if _measured(group).any()]
     if not groups:
-        return
+        return model
     levels = np.concatenate([noise_level(group.sigmas.numpy()) for group in groups])
     guided = [log_guidance(group.guidance_scale) for group in groups]
     ends = [[levels.min(), levels.max()], [min(guided), max(guided)]]
@@ -67,6 +67,7 @@ def fit_reaction(model: ReactionModel, rollouts: list[Rollouts]) -> None:
     solver.step(closure)
     for name in CURVES:
         getattr(model, name).copy_(found[name].detach())
+    return model
 
 
 def replay(rollouts: Rollouts, path: Tensor, reaction: tuple[Tensor, ...]) -> Tensor:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from foresight.config import UserError
+from foresight.policies.reaction import ReactionModel
 from policy_training.config import TrainConfig
 from policy_training.dataset import TraceData
 from policy_training.export import export
@@ -19,6 +20,7 @@ from policy_training.generations import ProfiledGeneration, load_generations, sp
 from policy_training.measure import measure
 from policy_training.module import ReuseTraining
 from policy_training.paths import trust_in_pace
+from policy_training.reaction import fit_reaction
 from policy_training.trainer_parts import AtomicCheckpoints, Progress, one_thread, quiet_lightning
 
 ABLATIONS = ("without prompt", "shuffled prompt")
@@ -39,10 +41,9 @@ def train(config: TrainConfig) -> Path:
         return config.output
     use = "prompt" if config.prompt else "without prompt"
     ablations = ABLATIONS if config.prompt and config.ablate else ()
-    fitted = {}
-    for each in (use, *ablations):
-        data = TraceData(train_side, held_out, config, each)
-        fitted[each] = (fit(config, data, each), data)
+    sides = {each: TraceData(train_side, held_out, config, each) for each in (use, *ablations)}
+    reaction = fit_reaction(sides[use].train_rollouts)
+    fitted = {each: (fit(config, data, each, reaction), data) for each, data in sides.items()}
     results = measure(config, fitted)
     export(config, fitted[use][0].model, train_side, held_out, results)
     return config.output
@@ -89,7 +90,7 @@ def _settings(config: TrainConfig, generations: list[ProfiledGeneration]) -> dic
     return {**settings, "traces": digest.hexdigest()}
 
 
-def fit(config: TrainConfig, data: TraceData, use: str) -> ReuseTraining:
+def fit(config: TrainConfig, data: TraceData, use: str, reaction: ReactionModel) -> ReuseTraining:
     """Train one network with one use of the prompt; return it at its best held-out loss."""
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     folder = config.output / "training" / use.replace(" ", "-")
@@ -112,7 +113,7 @@ def fit(config: TrainConfig, data: TraceData, use: str) -> ReuseTraining:
             enable_model_summary=False,
         )
         trainer.fit(
-            ReuseTraining.for_data(config, data),
+            ReuseTraining.for_data(config, data, reaction),
             datamodule=data,
             ckpt_path=last if last.is_file() else None,
         )

@@ -40,6 +40,7 @@ from policy_training.dataset import TraceData
 from policy_training.export import measured_costs
 from policy_training.generations import fingerprint_of, load_generations, split_by_prompt
 from policy_training.module import ReuseTraining
+from policy_training.reaction import fit_reaction
 
 STEPS = 10
 COMPUTED = np.isin(np.arange(STEPS), (0, 1, 3, 5, 8))
@@ -71,7 +72,7 @@ def known(vectors):
         solver=solver_of(scheduler()),
         sigmas=scheduler().sigmas.numpy()[:-1].astype(float),
         reaction=Reaction(*np.outer([0.3, 0.6], np.linspace(1, 0.2, STEPS))),
-        starts=np.tri(STEPS, dtype=bool),
+        start=lambda count: np.arange(STEPS) < count,
         steps=lambda count: np.arange(STEPS) % (STEPS // count) == 0,
     )
 
@@ -297,7 +298,8 @@ def policy(profiled):
     generations = load_generations([profiled])
     config = TrainConfig([profiled], profiled / "unused")
     data = TraceData(*split_by_prompt(generations, 0.34, 0), config)
-    model = ReuseTraining.for_data(config, data).model.requires_grad_(False)
+    module = ReuseTraining.for_data(config, data, fit_reaction(data.train_rollouts))
+    model = module.model.requires_grad_(False)
     costs = measured_costs(generations) | {"overhead_seconds": 0.0}
     return LearnedPolicy(model, fingerprint_of(generations[0].trace), costs)
 

@@ -14,9 +14,11 @@ import torch
 from foresight import evaluation, report
 from foresight.config import GenerationConfig, Prompt, UserError
 from foresight.models.architecture import build_pipeline
-from foresight.pipeline import generate
+from foresight.pipeline import generate, load_pipeline
+from foresight.policies import search
 from foresight.showcase import read_showcases
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = GenerationConfig(64, 64, 16, 6, 3.0)
 PROMPTS = [Prompt("a red circle moves left", "still"), Prompt("a blue square", "hectic")]
 SPECS = ["none", "static[interval=2]", "foresight[warmup_steps=3]", "fewer-steps[fraction=0.5]"]
@@ -172,6 +174,24 @@ def test_uncached_runs_surround_and_mix_with_the_others(pipe: object) -> None:
     assert sorted(i for i in order if i is not None) == sorted([*range(len(variants))] * 2)
     gaps = np.diff([position for position, index in enumerate(order) if index is None])
     assert gaps.max() <= evaluation.BASELINE_EVERY + 1
+
+
+def test_steps_are_searched_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    happened: list[str] = []
+    searched, run = search.refine, evaluation._run_video
+    monkeypatch.setattr(search, "refine", lambda *a: happened.append("search") or searched(*a))
+    monkeypatch.setattr(evaluation, "_run_video", lambda *a: happened.append("video") or run(*a))
+    evaluation.compare(
+        load_pipeline(ROOT / "checkpoints/tiny-latte"),
+        [str(ROOT / "checkpoints/policies/tiny-latte")],
+        PROMPTS,
+        [CONFIG, dataclasses.replace(CONFIG, guidance_scale=4.0)],
+        output=tmp_path / "comparison",
+        speedups=(1.5, 2.0),
+    )
+    assert happened == [*["search"] * 2, *["video"] * 2] * 2
 
 
 def test_setup_names_model_and_settings(folder: Path) -> None:

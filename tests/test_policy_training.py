@@ -293,9 +293,7 @@ def answered(generations, stronger=1.0, seed=0, lasting=0.6):
 
 
 def fitted(generations) -> ReactionModel:
-    model = ReactionModel()
-    fit_reaction(model, gather_rollouts(make_buckets(generations)))
-    return model
+    return fit_reaction(gather_rollouts(make_buckets(generations)))
 
 
 def assert_found(
@@ -423,7 +421,10 @@ def test_losses_say_how_far_off_answers_are(traces, tmp_path):
     """Each by its formula, in numbers of single queries."""
     config = settings(traces, tmp_path, tolerance=0.4)
     data = TraceData(*split_by_prompt(load_generations([traces]), 0.3, 0), config)
-    module, queries = ReuseTraining.for_data(config, data), data.training_sample(1)
+    module, queries = (
+        ReuseTraining.for_data(config, data, fit_reaction(data.train_rollouts)),
+        data.training_sample(1),
+    )
     generator = torch.Generator().manual_seed(0)
     names = ("coefficient", "log_reuse", "log_forecast", "safe")
     out = {name: torch.randn(len(queries.steps), generator=generator) for name in names}
@@ -456,7 +457,7 @@ def test_training_lowers_the_loss(traces, tmp_path):
     config = settings(traces, tmp_path, max_epochs=1, batch_size=256)
     data = TraceData(*split_by_prompt(generations, 0.3, 0), config)
     torch.manual_seed(0)
-    module = ReuseTraining.for_data(config, data)
+    module = ReuseTraining.for_data(config, data, fit_reaction(data.train_rollouts))
     module.model.prompt_noise = 0.0  # as with many prompts
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
     batches = QueryBatches(data.train_buckets, batch_size=256, num_batches=80, seed=0)
@@ -504,7 +505,7 @@ def module(traces, tmp_path):
     """Untrained but for what is fitted in closed form, and the training side's roll-outs."""
     config = settings(traces, tmp_path)
     data = TraceData(*split_by_prompt(load_generations([traces]), 0.3, 0), config)
-    return ReuseTraining.for_data(config, data), data
+    return ReuseTraining.for_data(config, data, fit_reaction(data.train_rollouts)), data
 
 
 def test_damage_before_anything_is_run_is_that_of_the_mean_generation(traces, tmp_path):
@@ -515,7 +516,7 @@ def test_damage_before_anything_is_run_is_that_of_the_mean_generation(traces, tm
     sides = split_by_prompt(two_scales(load_generations([traces])), 0.3, 0)
     config = settings(traces, tmp_path)
     data = TraceData(*sides, config)
-    module = ReuseTraining.for_data(config, data)
+    module = ReuseTraining.for_data(config, data, fit_reaction(data.train_rollouts))
     seen = []
     for group in data.train_rollouts:
         total, weight = np.zeros((NUM_STEPS, NUM_STEPS)), 0.0
@@ -595,7 +596,9 @@ def sides(traces, tmp_path):
         settings(traces, tmp_path),
     )
     assert len(data.train_rollouts) > 1
-    return ReuseTraining.for_data(settings(traces, tmp_path), data), data
+    return ReuseTraining.for_data(
+        settings(traces, tmp_path), data, fit_reaction(data.train_rollouts)
+    ), data
 
 
 @pytest.mark.parametrize("count", [0, 7, 30])

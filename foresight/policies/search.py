@@ -9,10 +9,12 @@ import torch
 from foresight.plan import HISTORY
 from foresight.planner import refine, shortest_paths
 from foresight.policies.base import Generation
-from foresight.policies.multistep import TINY, carry_out, local_energies
+from foresight.policies.multistep import LONGEST_RUN, TINY, carry_out, local_energies
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.reaction import Reaction, gains_after
 from foresight.solver import Solver, euler_solver
+
+UNEVEN = 3  # runs of skipped steps that are longer than so many average ones never pay
 
 
 class PlanSearch:
@@ -92,22 +94,20 @@ class PlanSearch:
             reaction = self.reaction(generation).cautious()
             facts = self.mean_path(generation), solver_of(generation), reaction
             return refine(
-                self.starts(generation, history)[count - 1],
+                self.start(generation, count, history),
                 lambda computed: carry_out(*facts, computed, history=history)[1],
             )
 
         return self._once(generation, f"{count} steps from {history}", search)
 
-    def starts(self, generation: Generation, history: int = HISTORY) -> np.ndarray:
-        """Good choices of 1, 2, ... S steps: (S, S), those of least summed damage of their runs."""
-
-        def plan() -> np.ndarray:
-            solver, path = solver_of(generation), self.mean_path(generation)
-            gains = gains_after(solver, self.reaction(generation))
-            damage = local_energies(path, solver, len(path), history=history) * gains
-            return np.stack([computed for _, computed in shortest_paths(damage, len(path))])
-
-        return self._once(generation, f"starts from {history}", plan)
+    def start(self, generation: Generation, count: int, history: int = HISTORY) -> np.ndarray:
+        """Where the search for steps starts, bool (S,): least summed damage of their runs."""
+        solver, path = solver_of(generation), self.mean_path(generation)
+        gains = gains_after(solver, self.reaction(generation))
+        longest = max(LONGEST_RUN, UNEVEN * len(path) // count)
+        damage = local_energies(path, solver, longest, history=history) * gains
+        *_, (_, computed) = shortest_paths(damage, count)
+        return computed
 
     def _once(
         self, generation: Generation, what: str, make: Callable[[], np.ndarray]
