@@ -1,8 +1,8 @@
 # make demo       profile, train and compare on the embedded model; prints where the report is
 # make test       the fast tests
 # make check      lint, format, types, import rules
-# make results    the demo's chain on both embedded models, with more configurations, and the
-#                 ablations: every table and figure of docs/results
+# make results    the demo's chain on both embedded models, with more configurations, what is left
+#                 of it after fine-tuning, and the ablations: every table and figure of docs/results
 # make reference  train the embedded models again (resumable)
 
 PYTHON ?= python3
@@ -36,12 +36,18 @@ RIVALS := foresight static random fewer-steps
 PEERS_demo := $(foreach n,2 3 4,taylorseer[interval=$(n)$(comma)outputs=lite])
 PEERS_latte := pab fbcache magcache taylorseer fastercache cache-dit teacache
 PEERS_wan := $(PEERS_latte)
+# What a policy is worth on a model that was trained a little further after it.
+RIVALS_tuned := static fewer-steps foresight teacache taylorseer
+TUNE := --vae-steps 0 --image-steps 0 --steps 200 --pool-parts 6 --part-size 100
+COMPARE_tuned := --limit 4 $(SPEEDUPS)
+CONFIGS_tuned_latte := data/configs/demo.json
+CONFIGS_tuned_wan := data/configs/wan-demo.json
 ABLATE_latte := --configs data/configs/demo.json --limit 4
 ABLATE_wan := --configs data/configs/wan-test.json --limit 4
 
 .PHONY: demo test check results reference \
 	$(foreach c,$(CHAINS),profile-$(c) round-$(c) publish-$(c) share-$(c)) \
-	ablations-latte ablations-wan
+	tuned-latte tuned-wan ablations-latte ablations-wan
 .DELETE_ON_ERROR:
 
 demo: runs/demo/comparison/report.html
@@ -56,14 +62,24 @@ check: $(INSTALLED)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-results: publish-latte publish-wan ablations-latte ablations-wan
-	$(BIN)/python benchmarks/tables.py docs/results/latte docs/results/wan
+results: publish-latte publish-wan tuned-latte tuned-wan ablations-latte ablations-wan
+	$(BIN)/python benchmarks/tables.py $(addprefix docs/results/,latte wan latte-tuned wan-tuned)
 
 $(CHAINS:%=publish-%): publish-%: runs/%/comparison/report.html
 	mkdir -p docs/results/$*
 	cp $(addprefix runs/$*/comparison/,results.csv setup.json report.html speed-quality.png) \
 		docs/results/$*/
 	$(MAKE) share-$*
+
+tuned-latte tuned-wan: tuned-%: publish-%
+	test -f runs/$*/tuned/model_index.json || $(BIN)/python -m foresight.models.reference $(TUNE) \
+		--model $(notdir $(MODEL_$*)) --start $(MODEL_$*) --work runs/$*/tuning --output runs/$*/tuned
+	$(BIN)/foresight compare --model runs/$*/tuned --policies \
+		'$(subst $(space),$(comma),runs/$*/policy[fine_tuned=true] $(RIVALS_tuned))' \
+		--prompts data/prompts/test.txt --configs $(CONFIGS_tuned_$*) $(COMPARE_tuned) \
+		--output runs/$*/tuned-comparison
+	mkdir -p docs/results/$*-tuned
+	cp $(addprefix runs/$*/tuned-comparison/,results.csv setup.json) docs/results/$*-tuned/
 
 ablations-latte ablations-wan: ablations-%: publish-%
 	$(BIN)/python benchmarks/ablations.py --model $(MODEL_$*) --prompts data/prompts/test.txt \

@@ -38,7 +38,8 @@ is left out of it: the calibration of MagCache and TeaCache, and the search for 
 learned policy's plans; planning each video counts. A method stands for the best of
 its sweep at a speed; of several configurations the mean of what it reaches in each. Prompts, seeds
 and configurations were not trained on. Intervals are 95 %
-bootstraps over videos, the same videos drawn for both methods of a difference.
+bootstraps over videos, the same videos drawn for both methods of a difference. `latte-tuned` and
+`wan-tuned` are the models after 200 more steps of training, with the policies from before it.
 """
 
 

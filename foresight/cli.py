@@ -58,7 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
     generate = add("generate", "Generate one video, with a policy if one is given.")
     _add_model(generate)
     generate.add_argument("--prompt", required=True, help="what the video shows")
-    generate.add_argument("--policy", default="none", help="policy folder, hub id or built-in name")
+    generate.add_argument(
+        "--policy",
+        default="none",
+        help="policy folder, hub id or built-in name; folder[fine_tuned=true] is for a model that "
+        "was fine-tuned after the policy was trained",
+    )
     wanted = generate.add_mutually_exclusive_group()
     wanted.add_argument(
         "--speedup", type=float, help="wanted denoising speed-up, for a trained policy"
@@ -102,7 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--policies",
         required=True,
         help="comma-separated policy folders and built-in names; a name is swept over its knob, "
-        "name[option=value,...] is one setting",
+        "name[option=value,...] is one setting, folder[fine_tuned=true] is for a model that was "
+        "fine-tuned after the policy was trained",
     )
     _add_inputs(compare)
     compare.add_argument(

@@ -12,7 +12,8 @@ from foresight.blocks import find_blocks, find_transformers
 def fingerprint(pipe: Any) -> dict[str, Any]:
     """What a policy must agree with: class, blocks, width and a hash of the weights.
 
-    The hash covers name, shape and 64 evenly spaced values of every parameter, in float32.
+    The hash covers name, shape and 64 evenly spaced values of every parameter, in float32. The
+    width is that without adapters (LoRA), which are narrow.
     """
     transformers = list(find_transformers(pipe).values())
     blocks = find_blocks(transformers[0])
@@ -23,7 +24,8 @@ def fingerprint(pipe: Any) -> dict[str, Any]:
             picks = torch.linspace(0, flat.numel() - 1, 64, dtype=torch.float64).long()
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(flat[picks.to(flat.device)].bfloat16().float().cpu().numpy().tobytes())
-    widths = [p.shape[-1] for p in blocks[0].module.parameters() if p.ndim == 2]
+    parameters = blocks[0].module.named_parameters()
+    widths = [p.shape[-1] for name, p in parameters if p.ndim == 2 and "lora_" not in name]
     return {
         "id": Path(str(getattr(pipe, "foresight_id", pipe.config.get("_name_or_path", "")))).name,
         "transformer": type(transformers[0]).__name__,

@@ -80,7 +80,7 @@ GENERATE = {
     "no number": (["--policy", "{}/policy", "--speedup", "nan"], "--speedup nan is out of range"),
     "not a number": (["--speedup", "fast"], "argument --speedup"),
     "no knob": (["--policy", "static", "--speedup", "2"], "policy static takes no speed-up"),
-    "another model": (["--policy", "{}/foreign"], "trained for another model (weights_hash"),
+    "another model": (["--policy", "{}/foreign"], "trained for other weights of this model"),
     "no policy": (["--policy", "{}/thesis"], "no trained policy"),
     "too few bytes": (
         ["--policy", "{}/policy", "--max-cache-bytes", "7"],
@@ -147,7 +147,9 @@ def test_compare_refuses_a_folder_of_something_else(work, model_folder, capsys):
     ("policies", "message"),
     [
         ("static,magic", "unknown policy 'magic'"),
-        ("static,{}/foreign", "trained for another model"),
+        ("static,{}/foreign", "trained for other weights of this model"),
+        ("{}/policy[fine_tuned=yes]", "has no other option than [fine_tuned=true]"),
+        ("static,{}/policy[fine_tuned=true", "the options lack their closing ]"),
         ("foresight[threshold=0.5,gap=2]", "no option 'gap'"),
     ],
 )
@@ -206,7 +208,7 @@ def test_the_line_is_all_that_a_shell_shows(work, model_folder):
         check=False,
     )
     assert shown.returncode == 2
-    assert shown.stderr.startswith("foresight: policy foreign was trained for another model")
+    assert shown.stderr.startswith("foresight: policy foreign was trained for other weights")
     assert shown.stderr.count("\n") == 1
     assert not shown.stdout
     assert not (work / "video.mp4").exists()

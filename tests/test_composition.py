@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import foresight
 from foresight.config import UserError
+from foresight.fingerprint import fingerprint
 from foresight.plan import COMPUTE, FORECAST, REUSE, Plan
 from foresight.policies.fixed import FixedPlan
 
@@ -247,6 +248,12 @@ def test_lora_is_part_of_what_is_computed(fused):
     torch.testing.assert_close(
         run(WAN, pipe, mixed_plan()), run(WAN, with_lora(fused=not fused), mixed_plan())
     )
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["loaded", "fused"])
+def test_lora_is_a_fine_tune_of_the_model(fused):
+    known, found = fingerprint(WAN.build()), fingerprint(with_lora(fused=fused))
+    assert {key for key in known if known[key] != found[key]} == {"weights_hash"}
 
 
 class Int8Linear(torch.nn.Module):

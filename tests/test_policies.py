@@ -787,10 +787,21 @@ def test_the_prompt_reaches_the_learned_policy(pipe, learned):
 
 
 def test_a_policy_for_another_model_is_refused(learned, other_pipe):
-    with pytest.raises(UserError, match=r"trained for another model \(weights_hash"):
+    with pytest.raises(UserError, match="trained for other weights of this model"):
         foresight.enable(other_pipe, learned)
     with pytest.raises(UserError, match="no foresight policy is enabled"):
         foresight.disable(other_pipe)
+
+
+def test_fine_tuned_weights_are_taken_if_they_are_said_to_be(learned, other_pipe, tmp_path):
+    learned.save_pretrained(tmp_path / "policy")
+    with foresight.reuse(other_pipe, f"{tmp_path}/policy[fine_tuned=true]") as session:
+        sample(other_pipe, steps=4)
+    assert (session.report().actions != COMPUTE).any()
+    learned.fingerprint = {**learned.fingerprint, "width": 64}
+    learned.save_pretrained(tmp_path / "narrow")
+    with pytest.raises(UserError, match=r"trained for another model .*width: 64 there, 128 here"):
+        foresight.enable(other_pipe, f"{tmp_path}/narrow[fine_tuned=true]")
 
 
 def test_the_fingerprint_tells_weights_apart_and_nothing_else(pipe, other_pipe):

@@ -31,22 +31,32 @@ def _kinds() -> dict[str, type[Policy]]:
 def load_policy(spec: str | Path) -> Policy:
     """A built-in policy by name, with options in brackets, or a trained one by folder or hub id.
 
+    A trained one has one option, `[fine_tuned=true]`: see `LearnedPolicy.fine_tuned`.
+
     Raises:
         UserError: If there is no such policy, option or folder.
     """
     name, bracket, rest = str(spec).partition("[")
+    if bracket and not rest.endswith("]"):
+        raise UserError(f"policy {spec}: the options lack their closing ]")
+    options = _parse_options(str(spec), rest[:-1])
     if name in _kinds():
-        if bracket and not rest.endswith("]"):
-            raise UserError(f"policy {spec}: the options lack their closing ]")
-        return _build(name, _parse_options(str(spec), rest[:-1] if bracket else ""))
-    folder = Path(spec)
-    if folder.is_dir() or "/" in str(spec):
-        from foresight.policies.learned import LearnedPolicy
-
-        return LearnedPolicy.from_pretrained(spec)
+        return _build(name, options)
+    if Path(name).is_dir() or "/" in name:
+        return _trained(name, options)
     raise UserError(
         f"unknown policy {str(spec)!r}; choose from {', '.join(_kinds())} or a policy folder"
     )
+
+
+def _trained(folder: str, options: dict) -> Policy:
+    from foresight.policies.learned import LearnedPolicy
+
+    if options not in ({}, {"fine_tuned": True}):
+        raise UserError(f"policy {folder} has no other option than [fine_tuned=true]")
+    policy = LearnedPolicy.from_pretrained(folder)
+    policy.fine_tuned = bool(options)
+    return policy
 
 
 def _parse_options(spec: str, text: str) -> dict:

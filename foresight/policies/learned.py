@@ -35,6 +35,7 @@ class LearnedPolicy(Policy):
         speedup: The denoising speed-up to plan for.
         quality: The PSNR to plan for instead, in dB; None if a speed-up is wanted.
         max_cache_bytes: The most that plans keep from step to step; None if that does not matter.
+        fine_tuned: Whether weights may differ from those it was trained on, by a fine-tune or LoRA.
         search: Finds the plans.
     """
 
@@ -53,6 +54,7 @@ class LearnedPolicy(Policy):
         self.speedup = 2.0
         self.quality: float | None = None
         self.max_cache_bytes: int | None = None
+        self.fine_tuned = False
         self._confidence = 0.9
 
     @property
@@ -180,7 +182,14 @@ class LearnedPolicy(Policy):
         differ = [
             key for key in self.fingerprint if key != "id" and found[key] != self.fingerprint[key]
         ]
-        if differ:
+        if differ == ["weights_hash"]:
+            if not self.fine_tuned:
+                raise UserError(
+                    f"policy {self.name} was trained for other weights of this model; train one "
+                    f"for these, or, if they were fine-tuned from those, load it as "
+                    f'"{self.name}[fine_tuned=true]"'
+                )
+        elif differ:
             facts = ", ".join(
                 f"{key}: {self.fingerprint[key]} there, {found[key]} here" for key in differ[:2]
             )
