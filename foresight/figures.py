@@ -75,7 +75,7 @@ def speed_quality_figure(results: pd.DataFrame, metric: str, *, legend: bool = F
         metric: `psnr`, `ssim` or `vmaf`.
         legend: Name the methods in the figure; the page does so above all of them.
     """
-    figure = Figure(figsize=(6, 4) if legend else (3.7, 3.3), layout="constrained")
+    figure = Figure(figsize=(7, 4) if legend else (3.7, 3.3), layout="constrained")
     axes = figure.subplots()
     learned = learned_method(results)
     single = len(results[CONFIGURATION_KEYS].drop_duplicates()) == 1
@@ -106,7 +106,8 @@ def speed_quality_figure(results: pd.DataFrame, metric: str, *, legend: bool = F
     _plain(axes)
     axes.grid(color=FAINT, lw=0.6)
     if legend:
-        axes.legend(frameon=False, reverse=True, labelcolor=INK)
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+        axes.legend(frameon=False, reverse=True, labelcolor=INK, **beside)
     return figure
 
 
