@@ -71,9 +71,12 @@ $(CHAINS:%=publish-%): publish-%: runs/%/comparison/report.html
 		docs/results/$*/
 	$(MAKE) share-$*
 
-tuned-latte tuned-wan: tuned-%: publish-%
-	test -f runs/$*/tuned/model_index.json || $(BIN)/python -m foresight.models.reference $(TUNE) \
-		--model $(notdir $(MODEL_$*)) --start $(MODEL_$*) --work runs/$*/tuning --output runs/$*/tuned
+TUNED := runs/latte/tuned/model_index.json runs/wan/tuned/model_index.json
+$(TUNED): runs/%/tuned/model_index.json: | $(INSTALLED)
+	$(BIN)/python -m foresight.models.reference $(TUNE) --model $(notdir $(MODEL_$*)) \
+		--start $(MODEL_$*) --work runs/$*/tuning --output runs/$*/tuned
+
+tuned-latte tuned-wan: tuned-%: publish-% runs/%/tuned/model_index.json
 	$(BIN)/foresight compare --model runs/$*/tuned --policies \
 		'$(subst $(space),$(comma),runs/$*/policy[fine_tuned=true] $(RIVALS_tuned))' \
 		--prompts data/prompts/test.txt --configs $(CONFIGS_tuned_$*) $(COMPARE_tuned) \

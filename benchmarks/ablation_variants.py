@@ -12,7 +12,6 @@ from foresight.policies.base import Generation
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.multistep import carry_out, coordinates, local_energies
 from foresight.policies.reaction import Reaction, gains_after
-from foresight.policies.search import solver_of
 from foresight.solver import Solver
 
 FULL = "full"
@@ -50,7 +49,7 @@ class Known:
             path=policy.search.path(generation),
             mean=policy.search.mean_path(generation),
             own=own,
-            solver=solver_of(generation),
+            solver=generation.solver,
             sigmas=np.asarray(generation.sigmas),
             reaction=policy.search.reaction(generation).cautious(),
             start=lambda count: policy.search.start(generation, count),

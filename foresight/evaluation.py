@@ -59,9 +59,9 @@ def compare(
     """Run the uncached reference and every method at every setting, and measure them.
 
     Speed is measured: the baseline is the median of uncached generations of the same prompt, run
-    before, among and after the others, whose order is shuffled. Of what methods do once a
-    configuration, before it is generated often, nothing counts: the calibration of peers and the
-    search for a schedule's steps. Finished videos are kept under `output/parts`, so that a stopped
+    before, among and after the others, whose order is shuffled. What a method does once for a
+    configuration does not count: peers calibrate, and trained policies search a schedule's steps,
+    before anything is measured. Finished videos are kept under `output/parts`, so that a stopped
     comparison goes on where it was.
 
     Args:

@@ -19,7 +19,6 @@ from foresight.recorder import Tensors, TraceRecorder
 from foresight.rollout import KINDS, roll_out, sample_plan
 from foresight.session import MODEL
 from foresight.sketch import Sketcher
-from foresight.solver import euler_solver
 from foresight.traces import TraceSet
 
 POLICY_SPEEDUPS = (1.2, 3.8)  # rolled out in an on-policy round
@@ -79,7 +78,8 @@ def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
         overhead_seconds=total - seconds.sum(),
         skip_seconds=skipped,
         text_seconds=plain.text_seconds,
-        denoise_seconds=total * config.num_inference_steps,
+        denoise_seconds=plain.denoise_seconds
+        * (config.num_inference_steps / brief.num_inference_steps),
         vae_seconds=plain.vae_seconds,
     )
 
@@ -178,7 +178,7 @@ def _trace(
 ) -> dict[str, Any]:
     gram, group_gram, output_norm = recorder.grams()
     sigmas = plain.generation.sigmas
-    solver = plain.generation.solver or euler_solver(sigmas)
+    solver = plain.generation.solver
     return {
         "prompt": prompt.text,
         "category": prompt.category,

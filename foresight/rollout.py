@@ -13,7 +13,7 @@ from foresight.policies.fixed import FixedPlan
 from foresight.policies.multistep import LONGEST_RUN, carry_out, coordinates, local_energies
 from foresight.policies.reaction import Reaction
 from foresight.recorder import PredictionRecorder
-from foresight.solver import Solver, euler_solver
+from foresight.solver import Solver
 
 KINDS = ("planned", "stack", "planned", "single")  # in turn
 
@@ -64,7 +64,7 @@ def sample_plan(
     rng: np.random.Generator,
     trace: dict[str, Any],
     num_blocks: int,
-    solver: Solver | None,
+    solver: Solver,
 ) -> Plan:
     """Draw a plan at the output to learn from.
 
@@ -75,13 +75,12 @@ def sample_plan(
         rng: Source of chance.
         trace: Its `group_gram` and `sigmas`.
         num_blocks: N.
-        solver: Of the generation; None if it is not known.
+        solver: Of the generation.
 
     Returns:
         With the trace's own weights in part: some plans reuse, some come close to them.
     """
     path = coordinates(trace["group_gram"][1])
-    solver = solver or euler_solver(trace["sigmas"])
     steps, strength = len(path), 1.0
     computed = np.ones(steps, bool)
     if kind == "planned":

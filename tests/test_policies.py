@@ -494,7 +494,7 @@ def test_no_small_move_of_a_computed_step_is_better_for_the_mean_prompt(
     generation = dataclasses.replace(
         solved if known else generation, prompt_embedding=mean, prediction_bytes=100
     )
-    solver = generation.solver or euler_solver(generation.sigmas)
+    solver = generation.solver
     reaction = taught.model.reaction.at(generation.sigmas, 4.0).cautious()
     path = taught.model.path(generation.sigmas, solver, 4.0)
     policy = taught.at(speedup)
@@ -519,7 +519,7 @@ def test_other_prompts_have_the_steps_of_the_mean_prompt_and_weights_of_their_ow
 ):
     """Those best for their own paths, as if all of the reaction's spread lasted."""
     generation = solved if known else generation
-    solver = generation.solver or euler_solver(generation.sigmas)
+    solver = generation.solver
     reaction = taught.model.reaction.at(generation.sigmas, 4.0).cautious()
     mean = dataclasses.replace(generation, prompt_embedding=taught.model.prompt_mean.numpy())
     prompts = np.random.default_rng(1).normal(size=(4, TEXT_WIDTH))

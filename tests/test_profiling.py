@@ -404,7 +404,9 @@ def made_up_trace(rng) -> dict:
 @pytest.mark.parametrize("known", [True, False])
 def test_sampled_plans_cover_reuse_forecast_and_correction(rng, known):
     trace = made_up_trace(rng)
-    solver = Solver(euler_solver(trace["sigmas"]).response, np.ones(20)) if known else None
+    solver = euler_solver(trace["sigmas"])
+    if known:
+        solver = Solver(solver.response, np.ones(20))
     seen = set()
     for _ in range(30):
         for kind in ("planned", "stack", "single"):

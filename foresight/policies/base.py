@@ -10,7 +10,7 @@ import torch
 
 from foresight.config import GenerationConfig, UserError
 from foresight.plan import Plan
-from foresight.solver import Solver, solver_of
+from foresight.solver import Solver, euler_solver, solver_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,13 @@ class Generation:
     prediction_bytes: int = 0
 
     @functools.cached_property
-    def solver(self) -> Solver | None:
-        """What the scheduler makes of predictions; only policies that ask pay for it."""
-        return None if self.scheduler is None else solver_of(self.scheduler)
+    def solver(self) -> Solver:
+        """What the scheduler makes of predictions, plain Euler where that is not known.
+
+        Only policies that ask pay for it.
+        """
+        found = None if self.scheduler is None else solver_of(self.scheduler)
+        return found or euler_solver(self.sigmas)
 
     @property
     def num_steps(self) -> int:

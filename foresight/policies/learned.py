@@ -35,7 +35,8 @@ class LearnedPolicy(Policy):
         speedup: The denoising speed-up to plan for.
         quality: The PSNR to plan for instead, in dB; None if a speed-up is wanted.
         max_cache_bytes: The most that plans keep from step to step; None if that does not matter.
-        fine_tuned: Whether weights may differ from those it was trained on, by a fine-tune or LoRA.
+        fine_tuned: Whether weights may differ from those it was trained on, by a fine-tune or LoRA;
+            what it promises of quality was learned on the latter.
         search: Finds the plans.
     """
 
@@ -179,17 +180,16 @@ class LearnedPolicy(Policy):
 
     def check(self, pipe: Any) -> None:
         found = fingerprint(pipe)
-        differ = [
-            key for key in self.fingerprint if key != "id" and found[key] != self.fingerprint[key]
-        ]
+        free = {"id", "weights_hash"} if self.fine_tuned else {"id"}
+        known = self.fingerprint
+        differ = [key for key in known if key not in free and found[key] != known[key]]
         if differ == ["weights_hash"]:
-            if not self.fine_tuned:
-                raise UserError(
-                    f"policy {self.name} was trained for other weights of this model; train one "
-                    f"for these, or, if they were fine-tuned from those, load it as "
-                    f'"{self.name}[fine_tuned=true]"'
-                )
-        elif differ:
+            raise UserError(
+                f"policy {self.name} was trained for other weights of this model; train one for "
+                "these, or, if they were fine-tuned from those, put [fine_tuned=true] behind its "
+                "folder"
+            )
+        if differ:
             facts = ", ".join(
                 f"{key}: {self.fingerprint[key]} there, {found[key]} here" for key in differ[:2]
             )

@@ -12,9 +12,8 @@ from foresight.policies.base import Generation
 from foresight.policies.multistep import LONGEST_RUN, TINY, carry_out, local_energies
 from foresight.policies.network import ReuseModel, config_features
 from foresight.policies.reaction import Reaction, gains_after
-from foresight.solver import Solver, euler_solver
 
-UNEVEN = 3  # runs of skipped steps that are longer than so many average ones never pay
+UNEVEN = 3  # longer runs of skipped steps than so many average ones are not considered
 
 
 class PlanSearch:
@@ -47,7 +46,7 @@ class PlanSearch:
         """Log energy to be expected in the final latents, of such a plan."""
         path = self.path(generation)
         computed, weights = self._along(path, generation, count, history)
-        facts = path, solver_of(generation), self.reaction(generation)
+        facts = path, generation.solver, self.reaction(generation)
         (energy,) = carry_out(*facts, computed[None], weights[None])[1]
         return math.log(energy + TINY)
 
@@ -56,7 +55,7 @@ class PlanSearch:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The plan, given the predictions to be expected."""
         computed = self.steps(generation, count, history)
-        facts = path, solver_of(generation), self.reaction(generation).cautious()
+        facts = path, generation.solver, self.reaction(generation).cautious()
         return computed, carry_out(*facts, computed[None], history=history)[0][0]
 
     def reaction(self, generation: Generation) -> Reaction:
@@ -82,7 +81,7 @@ class PlanSearch:
             "path",
             lambda: self.model.path(
                 np.asarray(generation.sigmas),
-                solver_of(generation),
+                generation.solver,
                 generation.config.guidance_scale,
             ),
         )
@@ -92,7 +91,7 @@ class PlanSearch:
 
         def search() -> np.ndarray:
             reaction = self.reaction(generation).cautious()
-            facts = self.mean_path(generation), solver_of(generation), reaction
+            facts = self.mean_path(generation), generation.solver, reaction
             return refine(
                 self.start(generation, count, history),
                 lambda computed: carry_out(*facts, computed, history=history)[1],
@@ -102,7 +101,7 @@ class PlanSearch:
 
     def start(self, generation: Generation, count: int, history: int = HISTORY) -> np.ndarray:
         """Where the search for steps starts, bool (S,): least summed damage of their runs."""
-        solver, path = solver_of(generation), self.mean_path(generation)
+        solver, path = generation.solver, self.mean_path(generation)
         gains = gains_after(solver, self.reaction(generation))
         longest = max(LONGEST_RUN, UNEVEN * len(path) // count)
         damage = local_energies(path, solver, longest, history=history) * gains
@@ -113,7 +112,7 @@ class PlanSearch:
         self, generation: Generation, what: str, make: Callable[[], np.ndarray]
     ) -> np.ndarray:
         """What is the same for all generations of one solver, schedule and guidance scale."""
-        solver = solver_of(generation)
+        solver = generation.solver
         parts = np.asarray(generation.sigmas), solver.response, solver.decay
         guidance = generation.config.guidance_scale
         key = (what, guidance, solver.known, *(part.tobytes() for part in parts))
@@ -143,8 +142,3 @@ def stretched(
         pace = model.log_pace(levels, prompt, features).double().numpy()
     steps = np.diff(path, axis=0, prepend=0) * np.exp(pace / 2)[:, None]
     return np.cumsum(steps, axis=0)
-
-
-def solver_of(generation: Generation) -> Solver:
-    """What the scheduler makes of predictions; plain Euler where that is not known."""
-    return generation.solver or euler_solver(generation.sigmas)
