@@ -47,7 +47,7 @@ ABLATE_wan := --configs data/configs/wan-test.json --limit 4
 
 .PHONY: demo test check results reference \
 	$(foreach c,$(CHAINS),profile-$(c) round-$(c) publish-$(c) share-$(c)) \
-	tuned-latte tuned-wan ablations-latte ablations-wan
+	tuned-latte tuned-wan more-latte more-wan ablations-latte ablations-wan
 .DELETE_ON_ERROR:
 
 demo: runs/demo/comparison/report.html
@@ -84,10 +84,15 @@ tuned-latte tuned-wan: tuned-%: publish-% runs/%/tuned/model_index.json
 	mkdir -p docs/results/$*-tuned
 	cp $(addprefix runs/$*/tuned-comparison/,results.csv setup.json) docs/results/$*-tuned/
 
-ablations-latte ablations-wan: ablations-%: publish-%
+# Generations to make a hundred with, for the learning curve alone.
+more-latte more-wan: more-%: $(INSTALLED)
+	$(BIN)/foresight profile --model $(MODEL_$*) --prompts data/prompts/train.txt \
+		--configs $(CONFIGS_$*) --limit 16 --rollouts 1 --seed 900 --output runs/$*/more
+
+ablations-latte ablations-wan: ablations-%: publish-% more-%
 	$(BIN)/python benchmarks/ablations.py --model $(MODEL_$*) --prompts data/prompts/test.txt \
-		--traces runs/$*/traces runs/$*/on-policy $(ABLATE_$*) --work runs/$*/ablations \
-		--output docs/results/$*/ablations.csv
+		--traces runs/$*/traces runs/$*/on-policy --more runs/$*/more $(ABLATE_$*) \
+		--work runs/$*/ablations --output docs/results/$*/ablations.csv
 
 # What others may start from: the demo's traces, and the policies of the two larger chains.
 share-demo:

@@ -38,7 +38,7 @@ class Bench:
         self._generation = self._reference.generation
         gram = self._seen.gram()
         self.own = gram / np.diag(gram).mean()
-        self._measured: dict[bytes, Row] = {}
+        self._measured: dict[tuple[bool | bytes, ...], Row] = {}
 
     def planned(self, name: str, policy: LearnedPolicy, variant: Variant, speedup: float) -> Row:
         """A line of the results: S / speedup steps are computed."""
@@ -70,7 +70,8 @@ class Bench:
         return {"variant": name, "speedup": speedup, **video, **self._run(plan)}
 
     def _run(self, plan: Plan) -> Row:
-        key = plan.actions.tobytes() + plan.weights.tobytes()
+        tables = plan.actions, plan.coefficients, plan.weights
+        key = plan.at_output, *(table.tobytes() for table in tables)
         if key not in self._measured:
             video = self._video
             facts = (video.prompt.text, video.config, video.seed)

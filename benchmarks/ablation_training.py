@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import spearmanr
+
 from benchmarks.ablation_variants import FULL
 from foresight.policies.learned import LearnedPolicy
 from policy_training.config import TrainConfig
+from policy_training.damage import damages
 from policy_training.dataset import TraceData
 from policy_training.export import measured_costs
 from policy_training.generations import (
@@ -15,9 +18,11 @@ from policy_training.generations import (
     configuration,
     fingerprint_of,
     load_generations,
+    make_buckets,
     split_by_prompt,
 )
 from policy_training.reaction import fit_reaction
+from policy_training.rollouts import gather_rollouts
 from policy_training.train import claim, fit
 
 SIZES = (5, 10, 20, 50, 100, 200, 500)  # profiled generations
@@ -58,11 +63,12 @@ class Training:
         return LearnedPolicy.from_pretrained(folder)
 
 
-def trainings(dirs: Sequence[Path]) -> dict[str, Training]:
+def trainings(dirs: Sequence[Path], more: Sequence[Path] = ()) -> dict[str, Training]:
     """The networks that these trace sets allow, by name.
 
     Args:
         dirs: Trace sets; the first holds sampled roll-outs, others on-policy rounds.
+        more: Trace sets that only the largest networks learn from.
 
     Raises:
         UserError: If a trace set is unusable.
@@ -78,11 +84,34 @@ def trainings(dirs: Sequence[Path]) -> dict[str, Training]:
     if len(dirs) > 1:
         sampled = load_generations(dirs[:1])
         found["no on-policy round"] = Training("trained on sampled roll-outs only", sampled)
-    turns = in_turns(generations)
-    for size in (size for size in SIZES if size < len(generations)):
+    turns = in_turns(load_generations([*dirs, *more]) if more else generations)
+    for size in (size for size in SIZES if size <= len(turns) and size != len(generations)):
         meaning = f"trained on the first {size} profiled generations, with their roll-outs"
         found[f"{size} generations"] = Training(meaning, turns[:size])
     return found
+
+
+def foreseen(
+    policy: LearnedPolicy, trained_on: Sequence[Path], others: Sequence[Path]
+) -> tuple[int, float]:
+    """How well a policy predicts the final error of roll-outs.
+
+    Args:
+        policy: What predicts it.
+        trained_on: Its trace sets; roll-outs of their prompts do not count.
+        others: Trace sets with the roll-outs.
+
+    Returns:
+        How many roll-outs there are, and the Spearman correlation of what was predicted and what
+        was measured.
+
+    Raises:
+        UserError: If a trace set is unusable.
+    """
+    known = {generation.trace["prompt"] for generation in load_generations(trained_on)}
+    fresh = [each for each in load_generations(others) if each.trace["prompt"] not in known]
+    measured, predicted = damages(policy.model, gather_rollouts(make_buckets(fresh)))
+    return len(measured), float(spearmanr(measured, predicted).statistic)
 
 
 def in_turns(generations: Sequence[ProfiledGeneration]) -> list[ProfiledGeneration]:

@@ -1,9 +1,12 @@
 """The variants: a network, a choice of the steps to compute, and weights for what stands in."""
 
+import bisect
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
+import scipy.stats
 
 from benchmarks.ablation_steps import evenly_spaced, foresight_steps, warmed_up_cadence
 from foresight.plan import Plan, plain_weights, skipped_runs
@@ -78,6 +81,27 @@ def least_summed(known: Known, count: int, gains: np.ndarray | float) -> np.ndar
     return computed
 
 
+def least_worst(known: Known, count: int) -> np.ndarray:
+    """The choice whose worst run, by itself, leaves least; of several that with the least sum."""
+    gains = gains_after(known.solver, known.reaction)
+    left = local_energies(known.mean, known.solver, len(known.sigmas)) * gains
+
+    def within(bound: float) -> tuple[float, np.ndarray]:
+        *_, found = shortest_paths(np.where(left <= bound, left, np.inf), count)
+        return found
+
+    bounds = np.unique(left[np.isfinite(left)])
+    least = bisect.bisect_left(bounds, True, key=lambda bound: np.isfinite(within(bound)[0]))
+    return within(bounds[least])[1]
+
+
+def most_changed(known: Known, count: int) -> np.ndarray:
+    """The steps to which predictions change most from the step before, of the mean prompt."""
+    changes = (np.diff(known.mean, axis=0) ** 2).sum(axis=1)
+    order = 1 + np.argsort(-changes, kind="stable")
+    return np.isin(np.arange(len(known.mean)), [0, *order[: count - 1]])
+
+
 def searched_steps(known: Known, count: int) -> np.ndarray:
     """As the policy chooses them, anew."""
     start = least_summed(known, count, gains_after(known.solver, known.reaction))
@@ -103,6 +127,33 @@ def informed(known: Known) -> Known:
     """The same where what is expected is what comes."""
     own = coordinates(known.own)
     return dataclasses.replace(known, path=own, mean=own)
+
+
+def shown_so_far(known: Known, computed: np.ndarray, step: int) -> np.ndarray:
+    """The path (S, R) to be expected at a step, told what the steps computed by then have shown.
+
+    Changes between those are as large as they were, later ones as much larger or smaller than
+    expected as the two latest were.
+    """
+    own, seen = coordinates(known.own), np.flatnonzero(computed[: step + 1])
+    pace = np.ones(len(computed))
+    ratios = []
+    for before, latest in itertools.pairwise(seen):
+        moved, told = (np.linalg.norm(path[latest] - path[before]) for path in (own, known.path))
+        ratios.append(moved / told)
+        pace[before + 1 : latest + 1] = ratios[-1]
+    if ratios:
+        pace[seen[-1] + 1 :] = scipy.stats.gmean(ratios[-2:])
+    return np.cumsum(np.diff(known.path, axis=0, prepend=0) * pace[:, None], axis=0)
+
+
+def closed_loop(known: Known, computed: np.ndarray) -> np.ndarray:
+    """As the policy weights them, at each step for the path to be expected by then."""
+    told = [
+        dataclasses.replace(known, path=shown_so_far(known, computed, step))
+        for step in range(len(computed))
+    ]
+    return np.stack([learned_weights(each, computed)[step] for step, each in enumerate(told)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +253,13 @@ PLANNED = {
         "steps whose runs leave least in sum, learned weights",
         when=lambda known, count: known.start(count),
     ),
+    "worst segment": Variant(
+        "steps of which the worst run leaves least, learned weights", when=least_worst
+    ),
+    "one-step label": Variant(
+        "the steps to which predictions change most from the one before, learned weights",
+        when=most_changed,
+    ),
     "no gain": Variant(
         "the same steps, as if nothing grew or healed afterwards",
         when=lambda known, count: least_summed(known, count, 1.0),
@@ -212,9 +270,21 @@ PLANNED = {
         "Foresight's rule for whole steps, told the uncached run; learned weights", foresight
     ),
     "Foresight's steps, plain reuse": Variant("the same steps, plain reuse", foresight, plain),
+    "closed loop": Variant(
+        "its steps; weighted for the pace that the uncached run shows at those computed so far",
+        how=closed_loop,
+    ),
     "own Gram matrix": Variant(
         "steps and weights from the uncached run itself: the prompt known perfectly",
         when=lambda known, count: searched_steps(informed(known), count),
+        how=lambda known, computed: learned_weights(informed(known), computed),
+    ),
+    "own steps": Variant(
+        "the same steps, learned weights",
+        when=lambda known, count: searched_steps(informed(known), count),
+    ),
+    "own weights": Variant(
+        "its steps, the same weights",
         how=lambda known, computed: learned_weights(informed(known), computed),
     ),
 }

@@ -23,9 +23,10 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd  # noqa: E402 - what follows is found from the root of the checkout
 from tqdm.auto import tqdm  # noqa: E402
 
+from benchmarks.ablation_blocks import INSIDE  # noqa: E402
 from benchmarks.ablation_runs import Bench, Row  # noqa: E402
 from benchmarks.ablation_table import page, summarize  # noqa: E402
-from benchmarks.ablation_training import trainings  # noqa: E402
+from benchmarks.ablation_training import foreseen, trainings  # noqa: E402
 from benchmarks.ablation_variants import FULL, PLANNED, Variant  # noqa: E402
 from foresight.cli import spread  # noqa: E402
 from foresight.config import UserError, load_configs, load_prompts  # noqa: E402
@@ -37,8 +38,13 @@ from foresight.policies.learned import LearnedPolicy  # noqa: E402
 from foresight.traces import write_atomically  # noqa: E402
 
 SPEEDUPS = (1.5, 2.0, 3.0)
+VARIANTS = PLANNED | INSIDE
 SEARCHED = "searched"
 SEARCHED_MEANING = "steps searched for each video, knowing the uncached one: an upper bound"
+FORESEEN = """
+Of {} other roll-outs of prompts that the policy was not trained on, predicted and measured error of
+the final latents have a Spearman correlation of {:.3f}.
+"""
 NUM_SEARCHED = 4  # videos
 SEARCHED_SPEEDUP = 2.0  # or the nearest that is asked for
 
@@ -56,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         prompts, configs = load_prompts(args.prompts), load_configs(args.configs)
         videos = [Video(p, args.seed, c) for c, p in itertools.product(configs, prompts)]
         pipe = load_pipeline(args.model)
-        known = trainings(args.traces)
+        known = trainings(args.traces, args.more)
         networks = {}
         for name, each in known.items():
             networks[name] = each.run(args.work / "policies" / name.replace(" ", "-"))
@@ -71,12 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except UserError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    meanings = {name: each.meaning for name, each in (known | PLANNED).items()}
+    meanings = {name: each.meaning for name, each in (known | VARIANTS).items()}
     meanings[SEARCHED] = SEARCHED_MEANING
     summary = summarize(rows, list(meanings), args.speedups)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(args.output, summary.to_csv(index=False).encode())
     text = page(summary, meanings, Path(args.model).name, device_name(pipe))
+    if args.more:
+        text += FORESEEN.format(*foreseen(networks[FULL], args.traces, args.more))
     write_atomically(args.output.with_suffix(".md"), text.encode())
     print(text)  # noqa: T201
 
@@ -88,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True)
     parser.add_argument(
         "--traces", type=Path, nargs="+", required=True, help="first the sampled, then on-policy"
+    )
+    parser.add_argument(
+        "--more", type=Path, nargs="*", default=(), help="for the learning curve beyond those"
     )
     parser.add_argument("--prompts", required=True)
     parser.add_argument("--configs", required=True)
@@ -135,10 +146,10 @@ def ablate(
         policy = networks.get(name, networks[FULL])
         if name == SEARCHED:
             return bench.searched(name, policy, speedup, evaluations)
-        return bench.planned(name, policy, PLANNED.get(name, Variant("")), speedup)
+        return bench.planned(name, policy, VARIANTS.get(name, Variant("")), speedup)
 
     parts = []
-    planned = list(itertools.product([*networks, *PLANNED], speedups))
+    planned = list(itertools.product([*networks, *VARIANTS], speedups))
     total = len(videos) * len(planned) + len(searched)
     with tqdm(total=total, desc="ablations", unit="row", smoothing=0.02) as bar:
         for video in videos:

@@ -128,12 +128,14 @@ def profile(
     traces = TraceSet.create(output, settings)
     missing = [number for number in range(len(jobs)) if not traces.has(number)]
     # First of all, so that a configuration that the model does not take is met before the work.
-    timings = {
-        config: measure_timing(pipe, prompts[0].text, config)
-        for config in tqdm(dict.fromkeys(jobs[number][1] for number in missing), desc="time blocks")
-    }
+    timings, spent = {}, {}
+    for config in tqdm(dict.fromkeys(jobs[number][1] for number in missing), desc="time blocks"):
+        started = time.perf_counter()
+        timings[config] = measure_timing(pipe, prompts[0].text, config)
+        spent[config] = time.perf_counter() - started  # on its first generation's account
     for number in tqdm(missing, initial=len(jobs) - len(missing), total=len(jobs), desc="profile"):
         prompt, config = jobs[number]
+        started = time.perf_counter() - spent.pop(config, 0.0)
         blocks = len(timings[config].block_seconds)
         recorder = TraceRecorder(blocks, Sketcher(sketch_width), config.guidance_scale)
         run_seed = seed + number
@@ -163,6 +165,7 @@ def profile(
                 plan = policy.at(rng.uniform(*POLICY_SPEEDUPS)).begin(plain.generation)
             row = roll_out(pipe, prompt.text, config, run_seed, plan, plain, recorder.predictions)
             rows.append({**shared, "kind": kind, **row})
+        trace["profile_seconds"] = time.perf_counter() - started
         traces.add(number, trace, rows)
     return traces
 

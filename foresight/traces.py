@@ -45,6 +45,7 @@ TRACE_SCHEMA = pa.schema(
         "text_seconds": pa.float32(),
         "denoise_seconds": pa.float32(),
         "vae_seconds": pa.float32(),
+        "profile_seconds": pa.float32(),
     }
 )
 ROLLOUT_SCHEMA = pa.schema(

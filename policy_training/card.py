@@ -48,6 +48,8 @@ print(session.report())
 |---|---|
 {% for key, value in configs %}| {{ key }} | {{ value }} |
 {% endfor %}
+{{ cost_sentence }}
+
 ## Measured on held-out prompts
 
 A query asks of one generation and one block (or the model's output) at one step, given the steps
@@ -98,6 +100,8 @@ class Results:
     """Share of what is said of a prompt's pace that held."""
     promise: QualityPromise | None
     """What a wanted PSNR is planned with; None where roll-outs are too few."""
+    training_seconds: float
+    """Of the reaction and of all networks, ablations among them."""
 
 
 def prompt_sentence(scores: Sequence[Score], *, prompt: bool) -> str:
@@ -115,6 +119,26 @@ def prompt_sentence(scores: Sequence[Score], *, prompt: bool) -> str:
         for row in ablations
     ]
     return f"What the prompt embedding adds: {'; '.join(parts)}."
+
+
+def cost_sentence(generations: Sequence[ProfiledGeneration], training_seconds: float) -> str:
+    """What profiling and training took, in generations of the same mix of configurations.
+
+    Args:
+        generations: All that were profiled.
+        training_seconds: Of the reaction and of all networks.
+    """
+    traces = [generation.trace for generation in generations]
+    parts = ("text_seconds", "denoise_seconds", "vae_seconds")
+    usual = sum(float(trace[part]) for trace in traces for part in parts) / len(traces)
+    training = f"training {training_seconds:.0f} s (ablations included)"
+    if any("profile_seconds" not in trace for trace in traces):
+        return f"Of the time, {training}; that of profiling was not recorded."
+    profiling = sum(float(trace["profile_seconds"]) for trace in traces)
+    return (
+        f"Profiling took {profiling:.0f} s, roll-outs included, and {training}: together as long "
+        f"as {(profiling + training_seconds) / usual:.0f} uncached generations."
+    )
 
 
 def _rollout_sentence(results: Results) -> str:
@@ -170,6 +194,7 @@ def model_card(
         num_queries=f"{results.num_queries:,}",
         safe_percent=f"{100 * results.safe_share:.0f}",
         tolerance_percent=f"{100 * config.tolerance:g}",
+        cost_sentence=cost_sentence(generations, results.training_seconds),
         scores=results.scores,
         trust_percent=f"{100 * results.pace_trust:.0f}",
         prompt_sentence=prompt_sentence(results.scores, prompt=config.prompt),

@@ -3,24 +3,21 @@
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss
 
-from foresight.policies.multistep import carry_out
 from foresight.policies.network import ReuseModel
 from foresight.policies.reaction import ReactionModel
-from foresight.policies.search import stretched
 from policy_training import figures
 from policy_training.baselines import Predictions, score
 from policy_training.config import TrainConfig
+from policy_training.damage import damages
 from policy_training.dataset import BATCHES_PER_EPOCH, Queries, TraceData, concatenate
 from policy_training.labels import forecast_error, safe_to_reuse
 from policy_training.paths import profiled_schedules
-from policy_training.rollouts import Rollouts
 
 FIGURES_EVERY = 8
 
@@ -36,6 +33,9 @@ class ReuseTraining(lightning.LightningModule):
         lr: Peak learning rate.
         max_epochs: Epochs that the learning-rate schedule spans.
         tolerance: Of the label "safe to reuse".
+
+    Attributes:
+        seconds: What its training took.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class ReuseTraining(lightning.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.model = ReuseModel(num_blocks, prompt_width, num_levels, profiled_steps, tolerance)
+        self.seconds = 0.0
         self.held_out: list[tuple[Queries, dict[str, Tensor]]] = []
 
     @classmethod
@@ -90,20 +91,6 @@ class ReuseTraining(lightning.LightningModule):
         """Coefficient, log risk of reuse and of the forecast, log odds of "safe"; each (Q,)."""
         context = self.model.context(queries.embedding, queries.features)
         return self.model(queries.entity, queries.levels, context)
-
-    def predicted_damage(self, rollouts: Rollouts) -> Tensor:
-        """Log error to be expected, (R,): from predicted outputs, before anything is run."""
-        sigmas, solver, guidance = rollouts.sigmas.numpy(), rollouts.solver, rollouts.guidance_scale
-        mean = self.model.path(sigmas, solver, guidance)
-        reaction = self.model.reaction.at(sigmas, guidance)
-        found = []
-        for which, computed in enumerate(rollouts.computed):
-            here = slice(which, which + 1)
-            known = rollouts.embedding[here], rollouts.features[here]
-            path = stretched(mean, self.model, sigmas, *known)
-            weights = rollouts.weights[here]
-            found.append(carry_out(path, solver, reaction, computed[None], weights)[1])
-        return torch.from_numpy(np.concatenate(found)).clamp(min=1e-30).log()
 
     def losses(self, queries: Queries, out: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalar losses of the dense part.
@@ -162,7 +149,7 @@ class ReuseTraining(lightning.LightningModule):
         if safe.any() and not safe.all():
             drawn["calibration"] = figures.calibration(safe, said.probability)
             drawn["precision_recall"] = figures.precision_recall(safe, said.probability)
-        measured, predicted = damages(self, self._data.held_out_rollouts)
+        measured, predicted = damages(self.model, self._data.held_out_rollouts)
         if len(measured) > 2:
             self.log("val/damage_spearman", float(spearmanr(measured, predicted).statistic))
             drawn["damage"] = figures.damage(measured, predicted)
@@ -201,12 +188,3 @@ def predictions(out: dict[str, Tensor]) -> Predictions:
         log_change=out["log_reuse"].numpy(),
         coefficient=out["coefficient"].numpy(),
     )
-
-
-def damages(module: ReuseTraining, groups: list[Rollouts]) -> tuple[np.ndarray, np.ndarray]:
-    """Measured and predicted log error of roll-outs, both (R,)."""
-    if not groups:
-        return np.zeros(0), np.zeros(0)
-    with torch.no_grad():
-        predicted = torch.cat([module.predicted_damage(group) for group in groups])
-    return torch.cat([group.log_final_error for group in groups]).numpy(), predicted.numpy()

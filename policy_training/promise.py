@@ -3,10 +3,10 @@
 import dataclasses
 
 import numpy as np
-import torch
 from sklearn.model_selection import LeaveOneGroupOut
 
 from foresight.policies.promise import QualityPromise
+from policy_training.damage import predicted_damage
 from policy_training.dataset import TraceData
 from policy_training.module import ReuseTraining
 
@@ -66,13 +66,12 @@ def _usual_miss(damage: np.ndarray, missed: np.ndarray) -> tuple[float, float, f
     return (float(usual), float(rise), mean / 2) if rise > 0 else (mean, 0.0, mean)
 
 
-@torch.no_grad()
 def _known(module: ReuseTraining, data: TraceData) -> tuple[np.ndarray, ...]:
     """Of all roll-outs, (R,): log damage to be expected, PSNR in dB, prompt, whether planned."""
     groups = [*data.train_rollouts, *data.held_out_rollouts]
     parts = [
         (
-            module.predicted_damage(each).double().numpy(),
+            predicted_damage(module.model, each).double().numpy(),
             each.psnr.double().numpy(),
             each.prompts,
             each.planned,

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from foresight.config import UserError
@@ -42,9 +43,11 @@ def train(config: TrainConfig) -> Path:
     use = "prompt" if config.prompt else "without prompt"
     ablations = ABLATIONS if config.prompt and config.ablate else ()
     sides = {each: TraceData(train_side, held_out, config, each) for each in (use, *ablations)}
+    started = time.perf_counter()
     reaction = fit_reaction(sides[use].train_rollouts)
+    reaction_seconds = time.perf_counter() - started
     fitted = {each: (fit(config, data, each, reaction), data) for each, data in sides.items()}
-    results = measure(config, fitted)
+    results = measure(config, fitted, reaction_seconds)
     export(config, fitted[use][0].model, train_side, held_out, results)
     return config.output
 
@@ -97,6 +100,7 @@ def fit(config: TrainConfig, data: TraceData, use: str, reaction: ReactionModel)
     checkpoints = folder / "checkpoints"
     best = ModelCheckpoint(checkpoints, filename="best", monitor="val/loss")
     latest = ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False)
+    timer = Timer(verbose=False)  # kept in checkpoints
     last = checkpoints / "last.ckpt"
     with quiet_lightning(), one_thread():
         trainer = lightning.Trainer(
@@ -105,7 +109,7 @@ def fit(config: TrainConfig, data: TraceData, use: str, reaction: ReactionModel)
             devices=1,
             plugins=[AtomicCheckpoints()],
             logger=TensorBoardLogger(folder.parent, name="", version=folder.name),
-            callbacks=[best, latest, Progress(use)],
+            callbacks=[best, latest, timer, Progress(use)],
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             log_every_n_steps=5,
@@ -118,5 +122,6 @@ def fit(config: TrainConfig, data: TraceData, use: str, reaction: ReactionModel)
             ckpt_path=last if last.is_file() else None,
         )
     module = ReuseTraining.load_from_checkpoint(best.best_model_path).eval()
+    module.seconds = timer.time_elapsed("train")
     module.model.pace_trust.fill_(trust_in_pace(module.model, data.held_out_buckets))
     return module

@@ -73,6 +73,7 @@ def trace(number: int, prompt: str, rng: np.random.Generator) -> dict[str, Any]:
         "text_seconds": 0.1,
         "denoise_seconds": 0.4,
         "vae_seconds": 0.1,
+        "profile_seconds": 9.0,
     }
 
 

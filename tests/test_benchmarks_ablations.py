@@ -12,6 +12,7 @@ from latte_by_hand import PROFILED_CONFIG, PROFILED_PROMPTS
 from synthetic_traces import write_trace_set
 
 from benchmarks import ablations
+from benchmarks.ablation_blocks import INSIDE, block_path
 from benchmarks.ablation_runs import Bench
 from benchmarks.ablation_steps import (
     evenly_spaced,
@@ -20,27 +21,36 @@ from benchmarks.ablation_steps import (
     warmed_up_cadence,
 )
 from benchmarks.ablation_table import page, summarize
-from benchmarks.ablation_training import Training, in_turns, trainings
+from benchmarks.ablation_training import Training, foreseen, in_turns, trainings
 from benchmarks.ablation_variants import (
     FULL,
+    MOST_FORECAST,
     PLANNED,
     Known,
     Variant,
     learned_weights,
+    shown_so_far,
 )
 from foresight.config import GenerationConfig, UserError
 from foresight.evaluation import Video
-from foresight.plan import plain_weights
+from foresight.plan import COMPUTE, plain_weights
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.multistep import carry_out, coordinates, local_energies
 from foresight.policies.reaction import Reaction, gains_after
 from foresight.solver import solver_of
 from policy_training.config import TrainConfig
+from policy_training.damage import predicted_damage
 from policy_training.dataset import TraceData
 from policy_training.export import measured_costs
-from policy_training.generations import fingerprint_of, load_generations, split_by_prompt
+from policy_training.generations import (
+    fingerprint_of,
+    load_generations,
+    make_buckets,
+    split_by_prompt,
+)
 from policy_training.module import ReuseTraining
 from policy_training.reaction import fit_reaction
+from policy_training.rollouts import gather_rollouts
 
 STEPS = 10
 COMPUTED = np.isin(np.arange(STEPS), (0, 1, 3, 5, 8))
@@ -88,7 +98,7 @@ def choices(count):
 
 def runs_of(computed):
     """Runs of skipped steps: the two steps computed before, and the one after."""
-    order = [0, *np.flatnonzero(computed), STEPS]
+    order = [0, *np.flatnonzero(computed), len(computed)]
     for previous, latest, after in zip(order, order[1:], order[2:], strict=False):
         if after - latest > 1:
             yield previous, latest, after
@@ -150,6 +160,92 @@ def test_without_gains_steps_leave_least_in_sum_of_all_choices(known, count):
 def test_without_a_search_steps_are_those_that_it_starts_from(known):
     assert PLANNED["no search"].when(known, 4).tolist() == [True] * 4 + [False] * 6
     assert (PLANNED["plain reuse"].when(known, 5) == known.steps(5)).all()
+
+
+@pytest.mark.parametrize("count", [3, 5, 7])
+def test_the_worst_segment_is_as_small_as_can_be(known, count):
+    gains = gains_after(known.solver, known.reaction)
+    left = local_energies(known.mean, known.solver, STEPS) * gains
+
+    def runs(computed):
+        return [left[run] for run in runs_of(computed)]
+
+    chosen = PLANNED["worst segment"].when(known, count)
+    assert chosen.sum() == count
+    least = min(max(runs(each)) for each in choices(count))
+    assert max(runs(chosen)) == pytest.approx(least)
+    as_good = [each for each in choices(count) if max(runs(each)) <= least]
+    assert sum(runs(chosen)) == pytest.approx(min(sum(runs(each)) for each in as_good))
+
+
+def test_one_step_labels_keep_the_largest_changes(known, vectors):
+    mean = np.zeros((STEPS, 16))
+    mean[3:] += 2.0
+    mean[7:] += 1.0
+    mean[8:] += 3.0
+    mean[1:] += 0.1
+    chosen = PLANNED["one-step label"].when(dataclasses.replace(known, mean=mean), 4)
+    assert np.flatnonzero(chosen).tolist() == [0, 3, 7, 8]
+
+
+def test_the_closed_loop_goes_as_fast_as_was_seen(known):
+    """Where the prompt moves as expected until step 3, and twice as far from there on."""
+    changes = np.diff(known.path, axis=0, prepend=0)
+    changes[4:] *= 2
+    told = dataclasses.replace(known, own=(own := changes.cumsum(axis=0)) @ own.T)
+    assert shown_so_far(told, COMPUTED, 2) == pytest.approx(known.path)
+    later = shown_so_far(told, COMPUTED, 5)  # computed: 0, 1, 3, 5; the last pace was doubled
+    assert later[:6] == pytest.approx(own[:6])
+    assert np.diff(later[5:], axis=0) == pytest.approx(np.sqrt(2) * np.diff(known.path[5:], axis=0))
+    closed = PLANNED["closed loop"].how(told, COMPUTED)
+    plain = learned_weights(known, COMPUTED)
+    assert closed[:4] == pytest.approx(plain[:4], abs=1e-6)
+    assert np.abs(closed[6:] - plain[6:]).max() > 0.01
+
+
+def test_residuals_stand_in_where_predictions_did(bench, policy):
+    for inside, outside in (
+        ("plain reuse of the residual", "plain reuse"),
+        ("forecast of the residual", "two-point forecast"),
+    ):
+        plans = [
+            variants[name].plan(policy, bench._generation, bench.own, 1.7)
+            for variants, name in ((INSIDE, inside), (PLANNED, outside))
+        ]
+        assert [plan.at_output for plan in plans] == [False, True]
+        assert (plans[0].actions == plans[1].actions).all()
+        assert plans[0].coefficients[:, 0] == pytest.approx(-plans[1].weights[:, 1])
+    assert (plans[0].coefficients != 0).any()
+    inside, outside = (
+        bench.planned(name, policy, ablations.VARIANTS[name], 1.7)["final_error"]
+        for name in ("plain reuse of the residual", "plain reuse")
+    )
+    assert inside != outside
+
+
+def test_blocks_have_steps_of_their_own(bench, policy):
+    """Each the best choice for its own residuals, by hand."""
+    plan = INSIDE["block by block"].plan(policy, bench._generation, bench.own, 1.7)
+    sigmas, count = np.asarray(bench._generation.sigmas), 3
+    solver, reaction = bench._generation.solver, policy.search.reaction(bench._generation)
+    gains = gains_after(solver, reaction)
+    for block in range(plan.shape[1]):
+        path = block_path(policy, sigmas, block)
+        kernel = policy.model.kernel[1 + block].numpy()
+        assert path @ path.T == pytest.approx(kernel, abs=1e-3)  # profiled at these noise levels
+        left = local_energies(path, solver, history=2) * gains
+        every = [np.isin(np.arange(5), (0, *two)) for two in itertools.combinations(range(1, 5), 2)]
+        best = min(every, key=lambda each: sum(left[run] for run in runs_of(each)))
+        computed = plan.actions[:, block] == COMPUTE
+        assert computed.sum() == count
+        assert (computed == best).all()
+        for before, latest, after in runs_of(computed):
+            for step in range(latest + 1, after) if before < latest else ():
+                along = (path[latest] - path[before])[:, None]
+                (beta,) = np.linalg.lstsq(along, path[step] - path[latest], rcond=None)[0]
+                assert plan.coefficients[step, block] == pytest.approx(
+                    np.clip(beta, *MOST_FORECAST), rel=1e-4
+                )
 
 
 @pytest.mark.parametrize("count", [3, 5, 7])
@@ -269,6 +365,17 @@ def test_networks_differ_in_what_they_are_called_after(tmp_path):
     names = [each.trace["generation_id"] for each in found["5 generations"].generations]
     assert names == [f"{number:05d}" for number in range(5)]
     assert "no on-policy round" not in trainings([first])
+    third = write_trace_set(tmp_path / "third", prompts=6, seeds=6)
+    larger = trainings([first, second], [third])
+    assert {name: len(each.generations) for name, each in larger.items()} == {
+        **sizes,
+        **{"20 generations": 20, "50 generations": 50},
+    }
+    ids, own = (
+        [each.trace["generation_id"] for each in networks.generations]
+        for networks in (larger["50 generations"], found["full"])
+    )
+    assert ids == [*own, *(f"{number:05d}" for number in range(32))]
 
 
 def test_configurations_take_turns(profiled):
@@ -290,6 +397,22 @@ def test_a_trained_network_is_not_trained_again(tmp_path, monkeypatch):
         dataclasses.replace(training, generations=generations[1:]).run(
             tmp_path / "policy", max_epochs=1, batch_size=64
         )
+
+
+def test_foreseen_are_errors_of_prompts_that_were_not_trained_on(tmp_path):
+    known, more = (
+        write_trace_set(tmp_path / str(count), prompts=count, seeds=2) for count in (5, 8)
+    )
+    training = Training("", load_generations([known]))
+    policy = training.run(tmp_path / "policy", max_epochs=1, batch_size=64)
+    fresh = [g for g in load_generations([more]) if g.trace["prompt"] >= "prompt 5"]
+    data = gather_rollouts(make_buckets(fresh))
+    said = np.concatenate([predicted_damage(policy.model, group).numpy() for group in data])
+    seen = np.concatenate([group.log_final_error.numpy() for group in data])
+    ranks = np.argsort(np.argsort([said, seen], axis=1), axis=1)
+    count, correlation = foreseen(policy, [known], [more])
+    assert 6 <= count == len(seen) <= 12  # two roll-outs of each of six; some skip nothing
+    assert correlation == pytest.approx(np.corrcoef(ranks)[0, 1])
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +456,7 @@ def test_what_the_bench_records_are_the_guided_predictions(pipe, bench):
 
 
 def test_every_variant_computes_as_many_steps_and_the_search_no_worse(bench, policy):
-    for name, variant in PLANNED.items():
+    for name, variant in ablations.VARIANTS.items():
         row = bench.planned(name, policy, variant, 2.5)
         share = 0.6 if name.startswith("Foresight") else 0.4  # its warm-up is that long
         assert row["compute_fraction"] == pytest.approx(share)
@@ -345,7 +468,7 @@ def test_every_variant_computes_as_many_steps_and_the_search_no_worse(bench, pol
 
 def test_an_interrupted_run_goes_on(pipe, policy, tmp_path, monkeypatch):
     even = {"even spacing": PLANNED["even spacing"]}
-    monkeypatch.setattr(ablations, "PLANNED", even)
+    monkeypatch.setattr(ablations, "VARIANTS", even)
     networks = {FULL: policy}
     videos = [Video(prompt, 7, PROFILED_CONFIG) for prompt in PROFILED_PROMPTS[:2]]
     settings = {"work": tmp_path, "speedups": (1.5, 2.4), "evaluations": 1}

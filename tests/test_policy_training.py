@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -20,8 +21,10 @@ from foresight.traces import TraceSet
 from policy_training import labels
 from policy_training import reaction as fitting
 from policy_training.baselines import GroupMean
+from policy_training.card import cost_sentence
 from policy_training.cli import main
 from policy_training.config import TrainConfig
+from policy_training.damage import predicted_damage
 from policy_training.dataset import QueryBatches, TraceData
 from policy_training.generations import load_generations, make_buckets, split_by_prompt
 from policy_training.module import ReuseTraining, predictions
@@ -452,6 +455,14 @@ def test_losses_say_how_far_off_answers_are(traces, tmp_path):
     assert (said.coefficient == out["coefficient"].numpy()).all()
 
 
+def test_costs_of_earlier_traces_are_not_made_up(traces):
+    generations = load_generations([traces])
+    del generations[1].trace["profile_seconds"]
+    sentence = cost_sentence(generations, 5.4)
+    assert "training 5 s" in sentence
+    assert "not recorded" in sentence
+
+
 def test_training_lowers_the_loss(traces, tmp_path):
     generations = load_generations([traces])
     config = settings(traces, tmp_path, max_epochs=1, batch_size=256)
@@ -487,6 +498,11 @@ def test_train_exports_a_policy_that_loads(traces, tmp_path):
     for row in ("this policy", "without prompt", "shuffled prompt", "gradient boosting"):
         assert f"| {row} |" in card
     assert "What the prompt embedding adds:" in card
+    found = re.search(r"took (\d+) s, .* training (\d+) s .* as (\d+) uncached", card)
+    profiling, training, count = map(int, found.groups())
+    assert profiling == 9 * len(TraceSet.open(traces).traces)
+    assert training > 0
+    assert count == pytest.approx((profiling + training) / 0.6, abs=1)  # of 0.6 s each
     trust = policy.model.pace_trust.item()
     assert 0 <= trust <= 1
     assert f"{100 * trust:.0f} % held on these" in card
@@ -529,7 +545,7 @@ def test_damage_before_anything_is_run_is_that_of_the_mean_generation(traces, tm
         answer = module.model.reaction.at(sigmas, group.guidance_scale)
         assert answer.spread.max() > 0.5
         assert answer.lasting.max() < 0.8
-        found = module.predicted_damage(group)
+        found = predicted_damage(module.model, group)
         plans = zip(group.computed, group.weights, strict=True)
         for place, (computed, weights) in enumerate(plans):
             plan = Plan.of_output(computed, weights, NUM_BLOCKS)
@@ -544,7 +560,7 @@ def test_damage_grows_with_the_pace_that_the_network_expects(module, monkeypatch
     module, data = module
     (group,) = data.train_rollouts
     group = group._replace(weights=np.stack([plain_weights(NUM_STEPS)] * len(group.psnr)))
-    found = module.predicted_damage(group)
+    found = predicted_damage(module.model, group)
 
     def pace(sigmas, prompt, features):
         assert features.shape == (1, 5)
@@ -552,7 +568,7 @@ def test_damage_grows_with_the_pace_that_the_network_expects(module, monkeypatch
 
     monkeypatch.setattr(module.model, "log_pace", pace)
     expected = found.numpy() + group.embedding[:, 0].numpy()
-    assert module.predicted_damage(group).numpy() == pytest.approx(expected, abs=1e-4)
+    assert predicted_damage(module.model, group).numpy() == pytest.approx(expected, abs=1e-4)
 
 
 def usual_miss(damage: np.ndarray, psnr: np.ndarray):
@@ -570,8 +586,7 @@ def told(module, data, rng, noise: float) -> tuple[np.ndarray, ...]:
     found = []
     for side in data.train_rollouts, data.held_out_rollouts:
         for index, group in enumerate(side):
-            with torch.no_grad():
-                damage = module.predicted_damage(group).double().numpy()
+            damage = predicted_damage(module.model, group).double().numpy()
             miss = noise * rng.normal(size=len(damage)) * (1 + damage - damage.min())
             psnr = torch.from_numpy(20 - 3 * damage + miss)
             side[index] = group._replace(psnr=psnr, planned=np.zeros(len(psnr), bool))

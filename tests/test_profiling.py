@@ -188,6 +188,7 @@ def test_a_trace_holds_what_the_contract_says(profiled, pipe):
         assert trace["group_names"] == ["stack", "output"]
         assert trace["output_norm"].shape == (NUM_BLOCKS, steps)
         assert trace["block_seconds"].shape == (NUM_BLOCKS,)
+        assert trace["profile_seconds"] > 0
         assert trace["prompt_embedding"].shape == (128,)
         assert (np.diff(trace["timesteps"]) < 0).all()
         assert ((trace["sigmas"] > 0) & (trace["sigmas"] < 1)).all()
