@@ -1,21 +1,17 @@
 """The variants that reuse inside of the model: the residual of all blocks, or that of each."""
 
+import dataclasses
+
 import numpy as np
 
-from benchmarks.ablation_variants import (
-    MOST_FORECAST,
-    Known,
-    Variant,
-    forecasts,
-    least_squares,
-    plain,
-)
-from foresight.plan import COMPUTE, Plan, skipped_runs
+from benchmarks.ablation_variants import Known, Variant, forecasts, least_squares, plain
+from foresight.plan import COMPUTE, Plan
 from foresight.planner import shortest_paths
 from foresight.policies.base import Generation
 from foresight.policies.learned import LearnedPolicy
 from foresight.policies.multistep import coordinates, local_energies
 from foresight.policies.reaction import gains_after
+from foresight.policies.trajectory import interpolated
 
 
 class AtResidual(Variant):
@@ -53,7 +49,8 @@ class BlockByBlock(Variant):
             path = block_path(policy, known.sigmas, block)
             left = local_energies(path, known.solver, generation.num_steps, history=2) * gains
             *_, (_, computed) = shortest_paths(left, count)
-            alone = Plan.whole_stack(computed, two_point(path, computed), 1)
+            weights = forecasts(least_squares)(dataclasses.replace(known, path=path), computed)
+            alone = Plan.whole_stack(computed, -weights[:, 1], 1)
             actions[:, block], betas[:, block] = alone.actions[:, 0], alone.coefficients[:, 0]
         return Plan(actions, betas)
 
@@ -62,19 +59,7 @@ def block_path(policy: LearnedPolicy, sigmas: np.ndarray, block: int) -> np.ndar
     """A block's residuals to be expected at noise levels (S,): (S, R) coordinates."""
     model = policy.model
     rows = coordinates(model.kernel[1 + block].double().numpy())
-    levels = -model.grid.double().numpy()
-    return np.stack([np.interp(-sigmas, levels, column) for column in rows.T], axis=1)
-
-
-def two_point(path: np.ndarray, computed: np.ndarray) -> np.ndarray:
-    """Coefficients (S,) of forecasts from two residuals, by least squares; 0 elsewhere."""
-    betas = np.zeros(len(path))
-    for before, latest, following in skipped_runs(computed):
-        if before < latest:
-            along = path[latest] - path[before]
-            moved = path[latest + 1 : following] - path[latest]
-            betas[latest + 1 : following] = (moved @ along / (along @ along)).clip(*MOST_FORECAST)
-    return betas
+    return interpolated(rows, model.grid.double().numpy(), sigmas)
 
 
 INSIDE = {

@@ -32,11 +32,11 @@ def resampled(
             matching); for others predictions are interpolated as they are.
     """
     known = coordinates(gram)
-    found = _interpolated(known, grid, sigmas)
+    found = interpolated(known, grid, sigmas)
     if not (_keeps_latents(fine) and _keeps_latents(solver)):
         return found
     latents = np.concatenate([np.zeros((1, known.shape[1])), fine.response.T @ known])
-    latents = _interpolated(latents, np.append(grid, 0.0), sigmas)
+    latents = interpolated(latents, np.append(grid, 0.0), sigmas)
     path, latents = reaction.embedded(found), reaction.embedded(latents)
     for step in range(1, len(path)):
         error = solver.response[:step, step - 1] @ path[:step] - latents[step]
@@ -48,6 +48,6 @@ def _keeps_latents(solver: Solver) -> bool:
     return solver.known and np.allclose(solver.decay, 1)
 
 
-def _interpolated(rows: np.ndarray, levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def interpolated(rows: np.ndarray, levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Rows (M, R) that belong to falling levels (M,), at others (S,): linear, level at the ends."""
     return np.stack([np.interp(-wanted, -levels, column) for column in rows.T], axis=1)
