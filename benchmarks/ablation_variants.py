@@ -253,16 +253,16 @@ PLANNED = {
         "steps whose runs leave least in sum, learned weights",
         when=lambda known, count: known.start(count),
     ),
+    "no gain": Variant(
+        "the same steps, as if nothing grew or healed afterwards",
+        when=lambda known, count: least_summed(known, count, 1.0),
+    ),
     "worst segment": Variant(
         "steps of which the worst run leaves least, learned weights", when=least_worst
     ),
     "one-step label": Variant(
         "the steps to which predictions change most from the one before, learned weights",
         when=most_changed,
-    ),
-    "no gain": Variant(
-        "the same steps, as if nothing grew or healed afterwards",
-        when=lambda known, count: least_summed(known, count, 1.0),
     ),
     "cadence": Variant("warm-up, then evenly spaced steps; learned weights", when=cadence),
     "cadence, plain reuse": Variant("the same steps, plain reuse", cadence, plain),

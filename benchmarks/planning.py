@@ -10,23 +10,19 @@ Writes `benchmarks/results/planning-MODEL.json`.
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from foresight.clock import noise_levels
+from foresight.config import GenerationConfig
+from foresight.devices import device_name
+from foresight.pipeline import load_pipeline
+from foresight.policies.base import Generation
+from foresight.policies.learned import LearnedPolicy
 
-from foresight.clock import noise_levels  # noqa: E402 - found from the root of the checkout
-from foresight.config import GenerationConfig  # noqa: E402
-from foresight.devices import device_name  # noqa: E402
-from foresight.pipeline import load_pipeline  # noqa: E402
-from foresight.policies.base import Generation  # noqa: E402
-from foresight.policies.learned import LearnedPolicy  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 STEPS, BLOCKS, REPEATS = 50, 60, 50
 SPEEDUPS = (1.5, 2.0, 3.0)
 

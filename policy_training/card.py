@@ -131,7 +131,7 @@ def cost_sentence(generations: Sequence[ProfiledGeneration], training_seconds: f
     traces = [generation.trace for generation in generations]
     parts = ("text_seconds", "denoise_seconds", "vae_seconds")
     usual = sum(float(trace[part]) for trace in traces for part in parts) / len(traces)
-    training = f"training {training_seconds:.0f} s (ablations included)"
+    training = f"training {training_seconds:.0f} s (all networks of this card)"
     if any("profile_seconds" not in trace for trace in traces):
         return f"Of the time, {training}; that of profiling was not recorded."
     profiling = sum(float(trace["profile_seconds"]) for trace in traces)
