@@ -125,7 +125,7 @@ def profile(
     }
     if policy is not None:
         policy.check(pipe)
-    traces = TraceSet.create(output, settings)
+    traces, sketcher = TraceSet.create(output, settings), Sketcher(sketch_width)
     missing = [number for number in range(len(jobs)) if not traces.has(number)]
     # First of all, so that a configuration that the model does not take is met before the work.
     timings, spent = {}, {}
@@ -137,7 +137,7 @@ def profile(
         prompt, config = jobs[number]
         started = time.perf_counter() - spent.pop(config, 0.0)
         blocks = len(timings[config].block_seconds)
-        recorder = TraceRecorder(blocks, Sketcher(sketch_width), config.guidance_scale)
+        recorder = TraceRecorder(blocks, sketcher, config.guidance_scale)
         run_seed = seed + number
         plain = generate(pipe, prompt.text, config, seed=run_seed, tap=recorder)
         trace = _trace(pipe, prompt, config, run_seed, plain, recorder, timings[config])

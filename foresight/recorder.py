@@ -34,17 +34,21 @@ class PredictionRecorder:
         self._outputs[step, branch] = self._predicted(streams[0], outputs[0])
         if branch == 0 and _alike(streams[0], outputs):
             seen = streams[0][: len(streams[0]) // self._copies(streams[0])]
-            self._latents[step] = self.sketcher(seen.float().reshape(1, -1))[0]
+            self._latents[step] = _to_host(self.sketcher(seen))
 
     def _predicted(self, latents: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
         """Sketch of the prediction, guided if both CFG branches are in the batch."""
         if prediction.ndim == latents.ndim:  # some predict a variance behind it
             prediction = prediction[:, : latents.shape[1]]
-        prediction = prediction.float()
-        if self._copies(prediction) == 2:
-            without, with_prompt = prediction.chunk(2)
-            prediction = without + self._guidance_scale * (with_prompt - without)
-        return self.sketcher(prediction.reshape(1, -1))[0]
+        sketches = [self.sketcher(part) for part in prediction.chunk(self._copies(prediction))]
+        return _to_host(self._guided(*sketches))
+
+    def _guided(self, *predictions: torch.Tensor) -> torch.Tensor:
+        """What guidance makes of those without and with the prompt; one alone is guided already."""
+        without, *with_prompt = predictions
+        if not with_prompt:
+            return without
+        return without + self._guidance_scale * (with_prompt[0] - without)
 
     def _copies(self, batch: torch.Tensor) -> int:
         """How many CFG branches are in the batch."""
@@ -52,7 +56,7 @@ class PredictionRecorder:
 
     def gram(self) -> np.ndarray:
         """Inner products (S, S) of the guided predictions of a run that computed every step."""
-        return sum(((each @ each.mT).numpy() for each in self._guided()), np.zeros(()))
+        return sum(((each @ each.mT).numpy() for each in self._predictions()), np.zeros(()))
 
     def reaction(self, plain: "PredictionRecorder", num_steps: int) -> np.ndarray:
         """How far this run was off the uncached one, (S, 3).
@@ -62,20 +66,20 @@ class PredictionRecorder:
         where nothing was computed, and where latents and predictions differ in form.
         """
         found = np.zeros((num_steps, 3))
-        predictions, usual = self._guided(), plain._guided()
+        predictions, usual = self._predictions(), plain._predictions()
         if len(usual) > 1:
             return found
         steps = sorted({step for step, _ in self._outputs})
         scale = usual[0].square().sum(dim=1).mean()
         for place, step in enumerate(steps):
             if step in self._latents and step in plain._latents:
-                given = (self._latents[step] - plain._latents[step]).double().cpu()
+                given = (self._latents[step] - plain._latents[step]).double()
                 answer = predictions[0][place] - usual[0][step]
                 pairs = ((given, given), (given, answer), (answer, answer))
                 found[step] = [float(one @ other / scale) for one, other in pairs]
         return found
 
-    def _guided(self) -> list[torch.Tensor]:
+    def _predictions(self) -> list[torch.Tensor]:
         """Sketches (steps, width) of the guided prediction; branches apart begin with the prompt's.
 
         Of the steps that were computed, in order.
@@ -83,12 +87,12 @@ class PredictionRecorder:
         steps = sorted({step for step, _ in self._outputs})
         branches = 1 + max(branch for _, branch in self._outputs)
         outputs = [
-            torch.stack([self._outputs[step, branch] for step in steps]).double().cpu()
+            torch.stack([self._outputs[step, branch] for step in steps]).double()
             for branch in range(branches)
         ]
         if branches == 2:
             with_prompt, without = outputs
-            outputs = [without + self._guidance_scale * (with_prompt - without)]
+            return [self._guided(without, with_prompt)]
         return outputs
 
 
@@ -117,6 +121,7 @@ class TraceRecorder:
         """Sketch what a block added to its streams, or the model's prediction."""
         if block == MODEL:
             self.predictions(step, branch, block, streams, outputs)
+            self._before = None
             return
         if block == 0:
             self._reference = streams[0].shape
@@ -127,12 +132,12 @@ class TraceRecorder:
         key = step, branch, block
         self._sketches[key] = {}
         for number, (stream, output) in enumerate(zip(streams, outputs, strict=True)):
-            residual = output - stream
+            layout = number, output.numel()
             if number == 0 and self._transposed[block]:
-                residual = _swap(residual, self._reference)
-            sketch = self._sketcher(residual.reshape(1, -1))[0]
-            self._sketches[key][number, residual.numel()] = sketch
-        self._norms[key] = torch.stack([out.float().square().sum() for out in outputs]).sum()
+                stream, output = (_swap(each, self._reference) for each in (stream, output))
+            self._sketches[key][layout] = _to_host(self._sketcher(output, less=stream))
+        norms = [torch.linalg.vector_norm(out, dtype=torch.float32) for out in outputs]
+        self._norms[key] = _to_host(torch.stack(norms).square().sum())
 
     def _turned(self, block: int, stream: torch.Tensor) -> bool:
         """Whether this block sees the transposed layout, given that of the block before."""
@@ -142,12 +147,14 @@ class TraceRecorder:
         if stream.ndim != 3 or stream.numel() != self._before.numel():
             return before
         swapped = _swap(self._before, stream.shape)
-        if swapped.shape != stream.shape:
+        if swapped.shape[2:] != stream.shape[1:]:
             return before
         if not same_shape:
             return not before
-        kept = (stream - self._before).float().square().sum()
-        turned = (stream - swapped).float().square().sum()
+        kept, turned = (
+            self._sketcher(other, less=stream.view_as(other)).square().sum()
+            for other in (self._before, swapped)
+        )
         return before ^ bool(turned < kept)
 
     def grams(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -169,11 +176,11 @@ class TraceRecorder:
             for block in range(self._num_blocks):
                 for layout in self._sketches[0, branch, block]:
                     rows = [self._sketches[step, branch, block][layout] for step in range(steps)]
-                    sketches = torch.stack(rows).double().cpu()
+                    sketches = torch.stack(rows).double()
                     gram[block] += (sketches @ sketches.mT).numpy()
                     stack[layout] = stack[layout] + sketches
                 norms = [self._norms[step, branch, block] for step in range(steps)]
-                energy[block] += torch.stack(norms).cpu().numpy()
+                energy[block] += torch.stack(norms).numpy()
             stack_gram += sum((total @ total.mT).numpy() for total in stack.values())
         scale = energy.mean(axis=1)
         output_gram = self.predictions.gram()
@@ -189,7 +196,17 @@ def _alike(latents: torch.Tensor, outputs: Tensors) -> bool:
 
 
 def _swap(tokens: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Transpose (B * n, m, D) into (B * m, n, D), where `shape` is that of the other layout."""
+    """(B * n, m, D) seen as (B, m, n, D), the other layout, of `shape` (B * m, n, D).
+
+    A reshape to that would copy.
+    """
     batch = max(1, tokens.shape[0] // shape[1])
-    grid = tokens.reshape(batch, -1, *tokens.shape[1:])
-    return grid.transpose(1, 2).reshape(-1, grid.shape[1], tokens.shape[-1])
+    return tokens.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the host that nothing waits for; it is there when the generation has ended.
+
+    The clock waits for the device then.
+    """
+    return tensor.to("cpu", non_blocking=True)

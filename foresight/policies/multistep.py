@@ -25,6 +25,7 @@ TINY = 1e-12
 # What is fitted: how far to go from plain reuse of v[a] along v[a] itself and the last differences
 # v[a] - v[p] and v[p] - v[q]. Rows are these, columns v[a], v[p], v[q].
 WAYS = np.array([[1.0, 0, 0], [1, -1, 0], [0, 1, -1]])
+IDENTITY = np.eye(HISTORY)
 
 
 def coordinates(gram: np.ndarray) -> np.ndarray:
@@ -61,6 +62,7 @@ def carry_out(
     true = reaction.embedded(path)
     chosen = np.broadcast_to(plain_weights(steps), (plans, steps, HISTORY)).astype(float)
     off = np.zeros((steps, plans, true.shape[1]))  # of what was returned
+    flat = off.reshape(steps, -1)
     held = np.zeros((plans, HISTORY, true.shape[1]))
     count = np.zeros(plans, int)
     error = np.zeros((plans, true.shape[1]))
@@ -69,7 +71,7 @@ def carry_out(
         now = computed[:, step]
         held[now] = np.concatenate([seen[now, None], held[now, :-1]], axis=1)
         count += now
-        carried = np.tensordot(solver.response[:step, step], off[:step], axes=1)
+        carried = (solver.response[:step, step] @ flat[:step]).reshape(error.shape)
         if weights is not None:
             chosen[:, step] = weights[:, step]
         else:
@@ -77,7 +79,7 @@ def carry_out(
             wanted = _wanted(true[step], carried[wrong], solver, step)
             there = count[wrong].clip(max=history)
             chosen[wrong, step] += _fit(held[wrong], wanted - held[wrong, 0], there)
-        off[step] = np.einsum("ch,chd->cd", chosen[:, step], held) - true[step]
+        off[step] = (chosen[:, step, None] @ held)[:, 0] - true[step]
         error = carried + solver.response[step, step] * off[step]
     return chosen, (error**2).sum(axis=1)
 
@@ -112,9 +114,9 @@ def _fit(held: np.ndarray, wanted: np.ndarray, count: np.ndarray) -> np.ndarray:
     ways = WAYS * there[:, :, None]
     along = ways @ held
     inner, towards = along @ along.swapaxes(1, 2), along @ wanted[:, :, None]
-    ridge = RIDGE * np.einsum("brr->b", inner) + TINY
-    inner = inner + ridge[:, None, None] * np.eye(HISTORY)
-    return (np.linalg.solve(inner, towards)[:, :, 0, None] * ways).sum(axis=1)
+    ridge = RIDGE * inner.trace(axis1=1, axis2=2) + TINY
+    inner += ridge[:, None, None] * IDENTITY
+    return (np.linalg.solve(inner, towards).swapaxes(1, 2) @ ways)[:, 0]
 
 
 def local_energies(
