@@ -29,8 +29,8 @@ ROUND_latte := --limit 3 --rollouts 2 --seed 500
 ROUND_wan := --limit 3 --rollouts 2 --seed 500
 SPEEDUPS := --speedups 1.2 1.5 1.75 2 2.5 3 3.8
 COMPARE_demo := --configs data/configs/demo.json --limit 4 $(SPEEDUPS)
-COMPARE_latte := --configs data/configs/test.json --limit 12 --qualities 30 35 40 45 $(SPEEDUPS)
-COMPARE_wan := --configs data/configs/wan-test.json --limit 12 --qualities 30 35 40 45 $(SPEEDUPS)
+COMPARE_latte := --configs data/configs/test.json --limit 24 --qualities 30 35 40 45 $(SPEEDUPS)
+COMPARE_wan := --configs data/configs/wan-test.json --limit 24 --qualities 30 35 40 45 $(SPEEDUPS)
 # The demo runs beside the learned policy what is closest to it, the others all that applies.
 RIVALS := foresight static random fewer-steps
 PEERS_demo := $(foreach n,2 3 4,taylorseer[interval=$(n)$(comma)outputs=lite])
