@@ -3,6 +3,7 @@
     python benchmarks/gpu.py                              all models, call by call
     python benchmarks/gpu.py --models latte-1,wan2.1-1.3b
     python benchmarks/gpu.py --table                      write docs/gpu.md from the results
+    python benchmarks/gpu.py --device meta                count what needs no GPU, anywhere
     python benchmarks/gpu.py --device cpu --size tiny     the same code on tiny models, anywhere
 
 Models are built from their published configurations; nothing is downloaded. Random weights cost the
@@ -13,12 +14,16 @@ milliseconds a step and a block, the shares of text encoder, DiT and VAE, the sp
 memory, torch.compile of the blocks, planning, and profiling. A model's result is written when it is
 done, to gpu-MODEL.json; the next call goes on with the models that have none. With the default
 budget a call takes less than ten minutes.
+
+Without a GPU, on tensors that have shapes and no numbers, are counted: operations, bytes kept, peak
+memory, and reads of the device in the loop; to counts-MODEL.json.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--device cuda: there is none here; try --device cpu --size tiny")
     output = args.output or (RESULTS if args.size == "full" else TINY_RESULTS)
     output.mkdir(parents=True, exist_ok=True)
-    todo = [name for name in names if args.again or not _finished(output, name)]
+    kind = "counts" if args.device == "meta" else "gpu"
+    todo = [name for name in names if args.again or not _finished(_path(output, kind, name))]
     for name in names:
         if name not in todo:
-            _tell(f"{name}: measured already in {_path(output, name)}; --again measures it anew")
+            path = _path(output, kind, name)
+            _tell(f"{name}: measured already in {path}; --again measures it anew")
     return _measure_all(todo, output, args)
 
 
@@ -72,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         default="full",
         help="as published, or tiny models of the same architectures to try the command with",
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--device", choices=("cuda", "cpu", "meta"), default="cuda")
     parser.add_argument(
         "--steps",
         type=int,
@@ -109,11 +116,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measure_all(todo: list[str], output: Path, args: argparse.Namespace) -> int:
-    import torch
     from tqdm import tqdm
 
     from benchmarks.gpu_budget import reason_of, release_memory
-    from benchmarks.gpu_measure import measure
 
     ends, failed = time.monotonic() + args.budget_seconds, 0
     with tqdm(total=len(todo), desc="models", unit="model") as bar:
@@ -124,50 +129,65 @@ def _measure_all(todo: list[str], output: Path, args: argparse.Namespace) -> int
                 break
             bar.set_postfix_str(name)
             try:
-                result = measure(
-                    name,
-                    args.size,
-                    torch.device(args.device),
-                    steps=args.steps,
-                    rounds=args.rounds,
-                    seconds=left,
-                    say=lambda what, name=name: bar.set_postfix_str(f"{name}: {what}"),
+                result = _result(
+                    name, args, left, lambda what, name=name: bar.set_postfix_str(f"{name}: {what}")
                 )
             except Exception as error:  # one model's failure must not cost the others their time
                 result = {"model": name, "failed": reason_of(error)}
                 failed += 1
                 _tell(f"{name} failed: {result['failed']}")
             release_memory()
-            _write(_path(output, name), json.dumps(result, indent=1) + "\n")
+            path = _path(output, "counts" if args.device == "meta" else "gpu", name)
+            _write(path, json.dumps(result, indent=1) + "\n")
             bar.update()
     return int(failed > 0)
+
+
+def _result(
+    name: str, args: argparse.Namespace, seconds: float, say: Callable[[str], Any]
+) -> dict[str, Any]:
+    """What is counted, or measured, of one model."""
+    if args.device == "meta":
+        from benchmarks.gpu_counts import count
+
+        return count(name, args.size, steps=args.steps, say=say)
+    import torch
+
+    from benchmarks.gpu_measure import measure
+
+    device = torch.device(args.device)
+    timed = {"steps": args.steps, "rounds": args.rounds, "seconds": seconds}
+    return measure(name, args.size, device, **timed, say=say)
 
 
 def _write_page(output: Path, target: Path) -> int:
     from benchmarks.gpu_table import page
 
     results: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     for name in MODELS:
-        found = _read(output, name)
+        found, counted = (_read(_path(output, kind, name)) for kind in ("gpu", "counts"))
         published = found.get("scale") == "full" and found.get("device_type") == "cuda"
         results[name] = found if published else None
-    _write(target, page(results))
-    _tell(f"{target}: {sum(r is not None for r in results.values())} of {len(MODELS)} models")
+        if counted.get("scale") == "full":
+            counts[name] = counted
+    _write(target, page(results, counts))
+    measured = sum(result is not None for result in results.values())
+    _tell(f"{target}: of {len(MODELS)} models {measured} measured, {len(counts)} counted")
     return 0
 
 
-def _path(output: Path, name: str) -> Path:
-    return output / f"gpu-{name}.json"
+def _path(output: Path, kind: str, name: str) -> Path:
+    return output / f"{kind}-{name}.json"
 
 
-def _read(output: Path, name: str) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """A model's result; empty if there is none."""
-    path = _path(output, name)
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def _finished(output: Path, name: str) -> bool:
-    found = _read(output, name)
+def _finished(path: Path) -> bool:
+    found = _read(path)
     return bool(found) and "failed" not in found
 
 

@@ -1,20 +1,18 @@
 """`docs/gpu.md`: the results of `gpu.py` as tables."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from benchmarks import markdown
-
-Result = Mapping[str, Any]
-MEBI = 2**20
+from benchmarks import gpu_counts_table, markdown
+from benchmarks.gpu_counts_table import Result, mebibytes
 
 
-def page(results: Mapping[str, Result | None]) -> str:
+def page(results: Mapping[str, Result | None], counts: Mapping[str, Result]) -> str:
     """The page as Markdown.
 
     Args:
         results: By model, in the order of the page; None where a model has not been measured on a
             GPU at its full scale.
+        counts: Likewise, of what was counted without one.
     """
     measured = {name: result for name, result in results.items() if result is not None}
     missing = [name for name in results if name not in measured]
@@ -25,7 +23,9 @@ def page(results: Mapping[str, Result | None]) -> str:
             lines += [f"## {result['title']}", "", *_model(result), ""]
     if missing:
         command = f"python benchmarks/gpu.py --models {','.join(missing)}"
-        lines += [_MISSING.format(names=", ".join(missing), command=command)]
+        lines += [_MISSING.format(names=", ".join(missing), command=command), ""]
+    if counts:
+        lines += gpu_counts_table.section(counts)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -60,7 +60,7 @@ def _cost(result: Result) -> list[str]:
         str(compiled["recompiles"]) if compiled else "-",
         f"{1e3 * planning['seconds']:.0f} ms" if planning else "-",
         profiler,
-        _mebibytes(methods["profiler"]["extra_peak_bytes"]) if "profiler" in methods else "-",
+        mebibytes(methods["profiler"]["extra_peak_bytes"]) if "profiler" in methods else "-",
     ]
 
 
@@ -113,8 +113,8 @@ def _methods(result: Result) -> Iterator[list[str]]:
             f"{row['realised_over_ideal']:.3f}",
             f"{row['ceiling_speedup']:.2f}",
             *shown,
-            _mebibytes(row["cache_bytes"]),
-            _mebibytes(row["extra_peak_bytes"]),
+            mebibytes(row["cache_bytes"]),
+            mebibytes(row["extra_peak_bytes"]),
         ]
 
 
@@ -134,10 +134,6 @@ def _video(result: Result) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def _mebibytes(count: float | None) -> str:
-    return "-" if count is None else f"{count / MEBI:.0f} MiB"
 
 
 _INTRODUCTION = """\

@@ -1,6 +1,7 @@
 """What the profiler writes down of a generation: sketches, as blocks produce their residuals."""
 
 from collections import defaultdict
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ class TraceRecorder:
         self._sketches: dict[tuple[int, int, int], dict[Layout, torch.Tensor]] = {}
         self._norms: dict[tuple[int, int, int], torch.Tensor] = {}
         self._transposed: dict[int, bool] = {0: False}
-        self._before: torch.Tensor | None = None
+        self._before: _Left | None = None
         self._reference = torch.Size()
 
     def __call__(
@@ -121,14 +122,13 @@ class TraceRecorder:
         """Sketch what a block added to its streams, or the model's prediction."""
         if block == MODEL:
             self.predictions(step, branch, block, streams, outputs)
-            self._before = None
             return
         if block == 0:
             self._reference = streams[0].shape
         elif block not in self._transposed:
             self._transposed[block] = self._turned(block, streams[0])
         if step == 0 and branch == 0:
-            self._before = outputs[0]
+            self._before = self._left(outputs[0])
         key = step, branch, block
         self._sketches[key] = {}
         for number, (stream, output) in enumerate(zip(streams, outputs, strict=True)):
@@ -139,22 +139,22 @@ class TraceRecorder:
         norms = [torch.linalg.vector_norm(out, dtype=torch.float32) for out in outputs]
         self._norms[key] = _to_host(torch.stack(norms).square().sum())
 
+    def _left(self, output: torch.Tensor) -> "_Left":
+        """What to tell the next block's layout by."""
+        square = _transposes(output.shape, output.shape)
+        layouts = [output, _swap(output, output.shape)] if square else []
+        return _Left(output.shape, [self._sketcher(each) for each in layouts])
+
     def _turned(self, block: int, stream: torch.Tensor) -> bool:
         """Whether this block sees the transposed layout, given that of the block before."""
         assert self._before is not None
-        before = self._transposed[block - 1]
-        same_shape = stream.shape == self._before.shape
-        if stream.ndim != 3 or stream.numel() != self._before.numel():
+        left, before = self._before, self._transposed[block - 1]
+        if not _transposes(left.shape, stream.shape):
             return before
-        swapped = _swap(self._before, stream.shape)
-        if swapped.shape[2:] != stream.shape[1:]:
-            return before
-        if not same_shape:
+        if not left.sketches:
             return not before
-        kept, turned = (
-            self._sketcher(other, less=stream.view_as(other)).square().sum()
-            for other in (self._before, swapped)
-        )
+        seen = self._sketcher(stream)
+        kept, turned = ((seen - each).square().sum() for each in left.sketches)
         return before ^ bool(turned < kept)
 
     def grams(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -193,6 +193,22 @@ def _alike(latents: torch.Tensor, outputs: Tensors) -> bool:
     shape, channels = outputs[0].shape, latents.shape[1]
     alike = (shape[0], *shape[2:]) == (latents.shape[0], *latents.shape[2:])
     return len(outputs) == 1 and alike and shape[1] >= channels
+
+
+class _Left(NamedTuple):
+    """What a block left: its shape, and where both layouts have that, sketches in either."""
+
+    shape: torch.Size
+    sketches: list[torch.Tensor]
+
+
+def _transposes(one: torch.Size, other: torch.Size) -> bool:
+    """Whether shapes may be (B * n, m, D) and (B * m, n, D)."""
+    if len(one) != 3 or len(other) != 3:
+        return False
+    (first, width, depth), rows = one, other[1]
+    batch = max(1, first // rows)
+    return first == batch * rows and tuple(other) == (batch * width, rows, depth)
 
 
 def _swap(tokens: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -96,7 +96,7 @@ def held_bytes(holders: Iterable[Any]) -> int:
         seen.add(id(item))
         if isinstance(item, torch.Tensor):
             storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            storages[storage._cdata] = storage.nbytes()
         elif isinstance(item, dict):
             waiting += item.values()
         elif isinstance(item, list | tuple | set):
