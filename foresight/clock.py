@@ -74,8 +74,8 @@ class Clock:
         self.step = index if isinstance(index, int) else self.step + 1
         self.call = 0
         if self.step == len(self.scheduler.timesteps):
-            if self.sample is not None and self.sample.is_cuda:
-                torch.cuda.synchronize(self.sample.device)
+            if self.sample is not None and self.sample.device.type != "cpu":
+                torch.accelerator.synchronize(self.sample.device)
             self.finished = time.perf_counter()
 
 

@@ -56,8 +56,8 @@ def measure_timing(pipe: Any, prompt: str, config: GenerationConfig) -> Timing:
         nonlocal mark
         if block == MODEL:
             return
-        if outputs[0].is_cuda:
-            torch.cuda.synchronize(outputs[0].device)
+        if outputs[0].device.type != "cpu":
+            torch.accelerator.synchronize(outputs[0].device)
         now = time.perf_counter()
         if block > 0:
             times[block].append(now - mark)
