@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity
 
 from benchmarks import gpu, gpu_measure, gpu_methods, gpu_syncs
 from benchmarks.gpu_budget import Budget
+from benchmarks.gpu_compile import measure_compiled
 from benchmarks.gpu_configs import MODELS
 from benchmarks.gpu_models import build_pipeline, built_as, call_arguments
 from benchmarks.gpu_runs import Bench, attention, ideal_speedup
@@ -140,6 +141,39 @@ def test_compiled_blocks_stay_whole_under_the_runtime(results, name):
     compiled = results[1][name]["compile"]
     assert compiled["graphs"] >= 1
     assert compiled["recompiles"] == compiled["graph_breaks"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "most_graphs"),
+    [
+        ("latte-1", ["num_layers"], 3),  # two kinds, and a first block with positions before it
+        ("open-sora-1.2", ["depth"], 2),
+        ("cogvideox-2b", ["num_layers"], 2),
+        ("wan2.1-1.3b", ["num_layers"], 1),
+        ("hunyuanvideo", ["num_layers", "num_single_layers"], 3),
+    ],
+)
+def test_stacks_deeper_than_the_compilers_limit_share_their_graphs(name, depth, most_graphs):
+    """As full models are: were graphs made for each block, compilation would give up."""
+    layers = torch._dynamo.config.recompile_limit + 2
+    model = MODELS[name]
+    deep = model.tiny.transformer | dict.fromkeys(depth, layers)
+    scale = dataclasses.replace(model.tiny, transformer=deep)
+    size = scale.sizes[0]
+    pipe = build_pipeline(model, scale, CPU, DTYPE)
+    call = call_arguments(model, scale, size, CPU, DTYPE)
+    bench = Bench(pipe, call, GenerationConfig(*size, STEPS, model.guidance))
+    found = measure_compiled(
+        bench,
+        gpu_methods.whole_stack_plan(STEPS, 2.0, len(find_blocks(pipe.transformer))),
+        rounds=1,
+        rng=np.random.default_rng(0),
+        budget=Budget(1e6),
+        say=lambda _: None,
+    )
+    assert found["blocks"] >= layers
+    assert found["graphs"] <= most_graphs
+    assert found["recompiles"] == found["graph_breaks"] == 0
 
 
 @pytest.mark.parametrize("name", MODELS)
