@@ -57,13 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--device cuda: there is none here; try --device cpu --size tiny")
     output = args.output or (RESULTS if args.size == "full" else TINY_RESULTS)
     output.mkdir(parents=True, exist_ok=True)
-    kind = "counts" if args.device == "meta" else "gpu"
-    todo = [name for name in names if args.again or not _finished(_path(output, kind, name))]
-    for name in names:
+    paths = {name: _path(output, name, counted=args.device == "meta") for name in names}
+    todo = {name: path for name, path in paths.items() if args.again or not _finished(path)}
+    for name, path in paths.items():
         if name not in todo:
-            path = _path(output, kind, name)
             _tell(f"{name}: measured already in {path}; --again measures it anew")
-    return _measure_all(todo, output, args)
+    return _measure_all(todo, args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,17 +114,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure_all(todo: list[str], output: Path, args: argparse.Namespace) -> int:
+def _measure_all(todo: dict[str, Path], args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from benchmarks.gpu_budget import reason_of, release_memory
 
     ends, failed = time.monotonic() + args.budget_seconds, 0
     with tqdm(total=len(todo), desc="models", unit="model") as bar:
-        for number, name in enumerate(todo):
+        for number, (name, path) in enumerate(todo.items()):
             left = ends - time.monotonic()
             if number and left < args.budget_seconds / 2:
-                _tell(f"left to the next call: {', '.join(todo[number:])}")
+                _tell(f"left to the next call: {', '.join(list(todo)[number:])}")
                 break
             bar.set_postfix_str(name)
             try:
@@ -137,7 +136,6 @@ def _measure_all(todo: list[str], output: Path, args: argparse.Namespace) -> int
                 failed += 1
                 _tell(f"{name} failed: {result['failed']}")
             release_memory()
-            path = _path(output, "counts" if args.device == "meta" else "gpu", name)
             _write(path, json.dumps(result, indent=1) + "\n")
             bar.update()
     return int(failed > 0)
@@ -166,7 +164,7 @@ def _write_page(output: Path, target: Path) -> int:
     results: dict[str, Any] = {}
     counts: dict[str, Any] = {}
     for name in MODELS:
-        found, counted = (_read(_path(output, kind, name)) for kind in ("gpu", "counts"))
+        found, counted = (_read(_path(output, name, counted=kind)) for kind in (False, True))
         published = found.get("scale") == "full" and found.get("device_type") == "cuda"
         results[name] = found if published else None
         if counted.get("scale") == "full":
@@ -177,8 +175,8 @@ def _write_page(output: Path, target: Path) -> int:
     return 0
 
 
-def _path(output: Path, kind: str, name: str) -> Path:
-    return output / f"{kind}-{name}.json"
+def _path(output: Path, name: str, *, counted: bool) -> Path:
+    return output / f"{'counts' if counted else 'gpu'}-{name}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from benchmarks.gpu_budget import Budget
 from benchmarks.gpu_configs import MODELS
 from benchmarks.gpu_dataless import META, Ledger, counted, run_without_data
 from benchmarks.gpu_methods import UNCACHED, Method, computed_shares, methods
-from benchmarks.gpu_models import build_pipeline, call_arguments
+from benchmarks.gpu_models import DTYPE, build_pipeline, call_arguments, heading
 from benchmarks.gpu_runs import PROBE_STEPS, Bench, Run
 from foresight.blocks import find_blocks
 from foresight.config import GenerationConfig
 
-DTYPE = torch.bfloat16
 Say = Callable[[str], Any]
 
 
@@ -42,7 +41,7 @@ def count(name: str, scale_name: str, *, steps: int, say: Say) -> dict[str, Any]
     with counted():
         bench.run("none", steps=PROBE_STEPS)  # watches the model, once
     say(UNCACHED)
-    uncached, kinds = count_blocks(bench)
+    uncached, kinds = count_uncached(bench)
     blocks = len(find_blocks(pipe.transformer))
     found, budget.left_out = methods(bench, blocks)
     rows = {UNCACHED: uncached}
@@ -54,15 +53,10 @@ def count(name: str, scale_name: str, *, steps: int, say: Say) -> dict[str, Any]
             share = row["operations"] / uncached["operations"]
             rows[method_name] = row | {"extra_peak_bytes": extra, "operations_share": share}
     return {
-        "model": name,
-        "title": model.title,
-        "scale": scale_name,
-        "dtype": str(DTYPE).removeprefix("torch."),
+        **heading(name, model, scale_name, steps),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
         "video": dict(zip(("height", "width", "frames"), size, strict=True)),
-        "steps": steps,
-        "guidance_scale": model.guidance,
         "parameters": sum(p.numel() for p in pipe.transformer.parameters()),
         "blocks": kinds,
         "methods": rows,
@@ -74,7 +68,8 @@ def count_method(bench: Bench, method: Method) -> dict[str, Any]:
     """One generation with a method, calibrated for a model of which all steps are alike."""
     with counted(number=1.0):
         ready = dataclasses.replace(method, policy=bench.prepared(method.policy))
-    made, row = _count(bench, lambda: ready.run(bench))
+    with counted() as ledger:
+        made, row = _count(bench, ledger, lambda: ready.run(bench))
     assert made.report is not None
     return {
         "setting": method.policy.setting,
@@ -84,7 +79,7 @@ def count_method(bench: Bench, method: Method) -> dict[str, Any]:
     }
 
 
-def count_blocks(bench: Bench) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def count_uncached(bench: Bench) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One generation of the untouched pipeline; beside it, for each kind of block its part."""
     blocks = find_blocks(bench.pipe.transformer)
     spent: dict[str, int] = defaultdict(int)
@@ -93,14 +88,12 @@ def count_blocks(bench: Bench) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         for block in blocks:
             counts[block.kind] += 1
             stack.enter_context(_adding(block.module, ledger, spent, block.kind))
-        before = ledger.operations
-        bench.run()
-        total = ledger.operations - before
+        _, row = _count(bench, ledger, bench.run)
     kinds = [
-        {"kind": kind, "count": counts[kind], "operations_share": spent[kind] / total}
-        for kind in counts
+        {"kind": kind, "count": count, "operations_share": spent[kind] / row["operations"]}
+        for kind, count in counts.items()
     ]
-    return _count(bench, bench.run)[1], kinds
+    return row, kinds
 
 
 @contextlib.contextmanager
@@ -121,15 +114,15 @@ def _adding(
         handle.remove()
 
 
-def _count(bench: Bench, run: Callable[[], Run]) -> tuple[Run, dict[str, Any]]:
-    """A generation, and what the ledger says of it.
+def _count(bench: Bench, ledger: Ledger, run: Callable[[], Run]) -> tuple[Run, dict[str, Any]]:
+    """A generation, and what a fresh ledger, which is open, says of it.
 
     `later_reads` are those within the transformer's forward passes from the second step on; before,
     policies plan, and models are watched.
     """
     marks: list[int] = []  # before and after each forward pass
     transformer = bench.pipe.transformer
-    with counted() as ledger, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         for register in (transformer.register_forward_pre_hook, transformer.register_forward_hook):
             stack.callback(register(lambda *_: marks.append(ledger.reads)).remove)
         made = run()

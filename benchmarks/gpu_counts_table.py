@@ -1,12 +1,9 @@
 """The part of `docs/gpu.md` that needs no GPU: what `gpu.py --device meta` counted."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from benchmarks import markdown
-
-Result = Mapping[str, Any]
-MEBI = 2**20
+from benchmarks import gpu_labels, markdown
+from benchmarks.gpu_labels import Result, mebibytes, percent
 
 
 def section(counts: Mapping[str, Result]) -> Iterator[str]:
@@ -31,7 +28,7 @@ def section(counts: Mapping[str, Result]) -> Iterator[str]:
 
 
 def _summary(result: Result) -> list[str]:
-    methods, video = result["methods"], result["video"]
+    methods = result["methods"]
     share = sum(kind["operations_share"] for kind in result["blocks"])
     kept = [
         mebibytes(methods[name]["cache_bytes"]) if name in methods else "-"
@@ -39,7 +36,7 @@ def _summary(result: Result) -> list[str]:
     ]
     return [
         result["title"],
-        f"{video['height']}x{video['width']}, {video['frames']} frames",
+        gpu_labels.video(result),
         f"{methods['uncached']['operations'] / result['steps'] / 1e12:,.1f}",
         f"{100 * share:.2f} %",
         *kept,
@@ -49,7 +46,7 @@ def _summary(result: Result) -> list[str]:
 
 def _facts(result: Result) -> str:
     kinds = "; ".join(
-        f"{kind['count']} `{kind['kind']}`, {100 * kind['operations_share']:.1f} %"
+        f"{kind['count']} `{kind['kind']}`, {percent(kind['operations_share'])}"
         for kind in result["blocks"]
     )
     return (
@@ -63,20 +60,13 @@ def _methods(result: Result) -> Iterator[list[str]]:
         if name == "uncached":
             continue
         yield [
-            f"{name} `{row['setting']}`" if row["setting"] else name,
-            f"{100 * row['compute_fraction']:.1f} %",
-            f"{100 * row['operations_share']:.1f} %",
+            gpu_labels.method(name, row),
+            percent(row["compute_fraction"]),
+            percent(row["operations_share"]),
             str(row["later_reads"]),
             mebibytes(row["cache_bytes"]),
             mebibytes(row["extra_peak_bytes"]),
         ]
-
-
-def mebibytes(count: float | None) -> str:
-    """In MiB, tenths of them below ten."""
-    if count is None:
-        return "-"
-    return f"{count / MEBI:,.{0 if abs(count) >= 10 * MEBI else 1}f} MiB"
 
 
 _INTRODUCTION = """\

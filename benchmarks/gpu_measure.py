@@ -19,12 +19,14 @@ from benchmarks.gpu_methods import (
     whole_stack_plan,
 )
 from benchmarks.gpu_models import (
+    DTYPE,
     BenchmarkModel,
     Scale,
     Size,
     build_pipeline,
     built_as,
     call_arguments,
+    heading,
 )
 from benchmarks.gpu_planning import measure_planning
 from benchmarks.gpu_runs import PROBE_STEPS, Bench, attention, fastest_attention, module_seconds
@@ -33,7 +35,6 @@ from foresight.blocks import find_blocks
 from foresight.config import GenerationConfig
 from foresight.devices import device_name
 
-DTYPE = torch.bfloat16
 GENERATIONS = 30  # uncached ones that a model's measurements, in one round, take about as long as
 COMPILED_ROUNDS = 2
 Say = Callable[[str], Any]
@@ -65,16 +66,8 @@ def measure(
     """
     budget, model = Budget(seconds), MODELS[name]
     scale = model.scale(scale_name)
-    result = {
-        "model": name,
-        "title": model.title,
-        "scale": scale_name,
-        "weights": "random",
-        "dtype": str(DTYPE).removeprefix("torch."),
-        "steps": steps,
-        "released_steps": model.steps,
-        "guidance_scale": model.guidance,
-    }
+    result = heading(name, model, scale_name, steps)
+    result |= {"weights": "random", "released_steps": model.steps}
     result |= _measure_pipeline(model, scale, device, steps, rounds, budget, say)
     release_memory()
     say("text encoder")

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.gpu_text import TextEncoder
 
+DTYPE = torch.bfloat16
 Size = tuple[int, int, int]
 Arguments = dict[str, Any]
 Random = Callable[..., torch.Tensor]
@@ -81,6 +82,18 @@ class BenchmarkModel:
     def scale(self, name: str) -> Scale:
         """The scale called "full" or "tiny"."""
         return {"full": self.full, "tiny": self.tiny}[name]
+
+
+def heading(name: str, model: BenchmarkModel, scale_name: str, steps: int) -> dict[str, Any]:
+    """What every result says first: the model, and what it is run with."""
+    return {
+        "model": name,
+        "title": model.title,
+        "scale": scale_name,
+        "dtype": str(DTYPE).removeprefix("torch."),
+        "steps": steps,
+        "guidance_scale": model.guidance,
+    }
 
 
 def build_pipeline(

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from benchmarks import gpu_counts_table, markdown
-from benchmarks.gpu_counts_table import Result, mebibytes
+from benchmarks import gpu_counts_table, gpu_labels, markdown
+from benchmarks.gpu_labels import Result, mebibytes, percent
 
 
 def page(results: Mapping[str, Result | None], counts: Mapping[str, Result]) -> str:
@@ -36,7 +36,7 @@ def _models(measured: Mapping[str, Result]) -> Iterator[str]:
         shares = [_share(result["parts"][name]) for name in ("text_encoder", "dit", "vae")]
         parameters = f"{result['parameters'] / 1e9:.2f} B"
         step = f"{1e3 * result['step_seconds']:.1f}"
-        rows.append([result["title"], _video(result), parameters, step, *shares])
+        rows.append([result["title"], gpu_labels.video(result), parameters, step, *shares])
     yield from markdown.table(header, rows)
 
 
@@ -50,13 +50,13 @@ def _costs(measured: Mapping[str, Result]) -> Iterator[str]:
 def _cost(result: Result) -> list[str]:
     methods, compiled, planning = result["methods"], result["compile"], result["planning"]
     hooks, profiler = (
-        _percent(1 / methods[name]["speedup"] - 1) if name in methods else "-"
+        percent(1 / methods[name]["speedup"] - 1) if name in methods else "-"
         for name in ("none", "profiler")
     )
     return [
         result["title"],
         hooks,
-        _percent(compiled["hooks_overhead"]) if compiled else "-",
+        percent(compiled["hooks_overhead"]) if compiled else "-",
         str(compiled["recompiles"]) if compiled else "-",
         f"{1e3 * planning['seconds']:.0f} ms" if planning else "-",
         profiler,
@@ -72,8 +72,9 @@ def _model(result: Result) -> Iterator[str]:
     rounds = len(result["methods"]["uncached"]["seconds"])
     yield (
         f"{result['device']}, torch {result['torch']}, diffusers {result['diffusers']}, "
-        f"{result['dtype']}, attention by `{result['attention']['chosen']}`; {_video(result)}, "
-        f"{result['steps']} steps, guidance {result['guidance_scale']:g}, rounds: {rounds}."
+        f"{result['dtype']}, attention by `{result['attention']['chosen']}`; "
+        f"{gpu_labels.video(result)}, {result['steps']} steps, guidance "
+        f"{result['guidance_scale']:g}, rounds: {rounds}."
     )
     if kinds:
         yield f"In a step of {1e3 * result['step_seconds']:.1f} ms: {kinds}."
@@ -106,8 +107,8 @@ def _methods(result: Result) -> Iterator[list[str]]:
             yield [name, "100 %", "1", "1", "-", "-", *shown, "-", "-"]
             continue
         yield [
-            f"{name} `{row['setting']}`" if row["setting"] else name,
-            _percent(row["compute_fraction"]),
+            gpu_labels.method(name, row),
+            percent(row["compute_fraction"]),
             f"{row['speedup']:.2f}",
             f"{row['ideal_speedup']:.2f}",
             f"{row['realised_over_ideal']:.3f}",
@@ -124,16 +125,7 @@ def _waits(counts: Mapping[str, int] | None) -> str:
 
 
 def _share(part: Mapping[str, float] | None) -> str:
-    return "not measured" if part is None else f"{part['seconds']:.2f} s, {_percent(part['share'])}"
-
-
-def _video(result: Result) -> str:
-    video = result["video"]
-    return f"{video['height']}x{video['width']}, {video['frames']} frames"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return "not measured" if part is None else f"{part['seconds']:.2f} s, {percent(part['share'])}"
 
 
 _INTRODUCTION = """\
